@@ -1,0 +1,57 @@
+# make help says what there is. ARGS passes options on: make demo ARGS="steps=5", make test-local ARGS="-k packing".
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+ARGS ?=
+TORCH_INDEX ?=
+PYTHON ?=
+# The tests use a GPU where one is visible, in an environment of its own; everything else here runs on CPUs.
+DEVICE ?= $(shell nvidia-smi -L 2>/dev/null | grep -q '^GPU' && echo cuda || echo cpu)
+TEST_PY = $(if $(filter cuda,$(DEVICE)),.venv-cuda,.venv)/bin/python
+PY := .venv/bin/python
+STAMP = $(shell date +%Y%m%d-%H%M%S)
+
+export TORCH_INDEX PYTHON
+# Every model is a local folder: a mistyped path must fail at once, not after a connection attempt.
+export HF_HUB_OFFLINE := 1
+export RAY_USAGE_STATS_ENABLED := 0
+export VLLM_NO_USAGE_STATS := 1
+
+.PHONY: help setup setup-dev demo smoke test-local lint bench clean
+
+help: ## say what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## .venv with the pinned CPU wheels, and the local models
+	@launch/setup_env.sh
+	@$(PY) -m launch.setup_models --out models
+
+setup-dev: ## setup, with the tools for tests, lint and bench
+	@launch/setup_env.sh --dev --bench
+	@$(PY) -m launch.setup_models --out models
+
+demo: setup ## train a 135M model to write to length on this machine's CPU (up to 20 minutes)
+	$(PY) -m lwz_ray.main run=demo_cpu run.name=demo-$(STAMP) $(ARGS)
+
+smoke: setup ## three steps of a random model, every part real (under 2 minutes)
+	$(PY) -m lwz_ray.main run=smoke_cpu run.name=smoke-$(STAMP) $(ARGS)
+
+test-local: ## set-up and the whole test suite (on a GPU where one is visible; DEVICE=cpu|cuda decides)
+	@launch/setup_env.sh --device $(DEVICE) --dev --bench
+	@$(TEST_PY) -m launch.setup_models --out models
+	LWZ_DEVICE=$(DEVICE) $(TEST_PY) -m pytest --durations=25 $(ARGS)
+
+lint: setup-dev ## ruff, pyright and the import rules between rooms
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright
+	.venv/bin/lint-imports
+
+bench: ## the demo's step against TRL's GRPOTrainer on this machine's CPU
+	@launch/setup_env.sh --bench
+	@$(PY) -m launch.setup_models --out models
+	$(PY) -m benchmarks.trl_step $(ARGS)
+
+clean: ## remove environments, local models and caches; runs stay
+	rm -rf .venv .venv-cuda models build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

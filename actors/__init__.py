@@ -1,0 +1,1 @@
+"""The generating side: rollout workers, engines, and receiving weights."""

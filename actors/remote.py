@@ -1,0 +1,42 @@
+"""Ray actors of the generating side: thin shells around plain classes. The only file of this room that imports ray."""
+
+from collections.abc import Sequence
+
+import ray
+
+from actors.engine import EngineSettings
+from actors.vllm_engine import VllmEngine
+from actors.worker import RolloutWorker
+from lwz_ray.records import Completion
+from lwz_ray.weights import Bucket
+
+
+@ray.remote
+class RolloutActor:
+    """One rollout worker with one vLLM engine."""
+
+    def __init__(self, settings: EngineSettings, staging_candidates: tuple[str, ...], staging_bytes: int) -> None:
+        self._worker = RolloutWorker(VllmEngine(settings), staging_candidates, staging_bytes)
+
+    async def start(self) -> str:
+        """Build the engine; return this host's node id."""
+        await self._worker.start()
+        return ray.get_runtime_context().get_node_id()
+
+    async def generate(
+        self, prompt_token_ids: Sequence[int], num_samples: int, seed: int, timeout_s: float
+    ) -> list[Completion]:
+        return await self._worker.generate(prompt_token_ids, num_samples, seed, timeout_s)
+
+    async def stage(self, bucket: Bucket) -> None:
+        self._worker.stage(bucket)
+
+    async def update(self, policy_version: int, header_paths: Sequence[str] | None, timeout_s: float) -> float:
+        return await self._worker.update(policy_version, header_paths, timeout_s)
+
+    async def init_weight_transfer_engine(self, init_info: dict) -> None:
+        """Join the learner's transfer group (nccl)."""
+        await self._worker.engine.init_transfer(init_info)
+
+    async def close(self) -> None:
+        await self._worker.close()

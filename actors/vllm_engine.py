@@ -1,0 +1,154 @@
+"""The vLLM engine: AsyncLLM with processed logprobs, version-salted prefixes and in-flight weight updates."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from actors.engine import EngineSettings
+from lwz_ray.errors import InfrastructureError
+from lwz_ray.records import Completion, FinishReason, VersionSpan
+
+
+class VllmEngine:
+    """One AsyncLLM. vLLM is imported in `start`, after the thread settings that it reads at import."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.settings = settings
+        self.policy_version = 0
+        self._llm = None
+
+    async def start(self) -> None:
+        """Build the engine and label its weights as policy version 0."""
+        s = self.settings
+        _pin_threads(s.threads, s.replica_index)
+        from vllm import AsyncEngineArgs
+        from vllm.config import WeightTransferConfig
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        args = AsyncEngineArgs(
+            model=s.model_path,
+            dtype=s.dtype,
+            max_model_len=s.max_length_tokens,
+            max_num_seqs=s.max_num_seqs,
+            tensor_parallel_size=s.tensor_parallel_size,
+            kv_cache_memory_bytes=s.kv_cache_mib * 2**20 if s.kv_cache_mib else None,
+            gpu_memory_utilization=s.memory_utilization,
+            enforce_eager=s.enforce_eager,
+            trust_remote_code=s.trust_remote_code,
+            seed=s.seed,
+            enable_prefix_caching=True,
+            # vLLM rewinds a seeded request's generator after a partial prefill, which CPU generators cannot do.
+            enable_chunked_prefill=not current_platform.is_cpu(),
+            logprobs_mode="processed_logprobs",
+            weight_transfer_config=WeightTransferConfig(backend=s.weight_transfer),
+            worker_extension_cls="actors.vllm_transfer.WorkerExtension",
+            load_format="safetensors",
+            disable_log_stats=True,
+        )
+        self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
+        await self._llm.update_weight_version("0")
+        if s.weight_transfer == "staged":
+            await self.init_transfer({})
+
+    @property
+    def llm(self):  # noqa: ANN201
+        """The AsyncLLM; raises InfrastructureError before `start` and after `close`."""
+        if self._llm is None:
+            raise InfrastructureError("the vLLM engine is not running")
+        return self._llm
+
+    async def generate(
+        self, prompt_token_ids: Sequence[int], num_samples: int, seed: int, request_id: str
+    ) -> list[Completion]:
+        """Sample completions. The salt keeps prefixes computed with other weights from being reused."""
+        output = await self.generate_raw(prompt_token_ids, num_samples, seed, request_id)
+        return [_completion(o, self.policy_version) for o in sorted(output.outputs, key=lambda o: o.index)]
+
+    async def generate_raw(self, prompt_token_ids: Sequence[int], num_samples: int, seed: int, request_id: str):  # noqa: ANN201
+        """Return vLLM's final RequestOutput of one request."""
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        s = self.settings
+        params = SamplingParams(
+            n=num_samples,
+            temperature=s.temperature,
+            top_p=s.top_p,
+            max_tokens=s.max_tokens,
+            seed=seed,
+            logprobs=0,
+            stop=[s.stop] if s.stop else None,
+            include_stop_str_in_output=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = TokensPrompt(prompt_token_ids=list(prompt_token_ids), cache_salt=f"v{self.policy_version}")
+        final = None
+        async for output in self.llm.generate(prompt, params, request_id):
+            final = output
+        if final is None:
+            raise InfrastructureError(f"vLLM ended request {request_id} without output")
+        return final
+
+    async def pause(self) -> None:
+        await self.llm.pause_generation(mode="keep", clear_cache=False)
+
+    async def resume(self) -> None:
+        await self.llm.resume_generation()
+
+    async def load_weights(self, policy_version: int, header_paths: Sequence[str]) -> None:
+        """Load staged buckets with one metadata call."""
+        await self.start_update()
+        await self.receive({"header_paths": list(header_paths)})
+        await self.finish_update(policy_version)
+
+    async def init_transfer(self, init_info: dict) -> None:
+        """Open the transfer backend (nccl: joins the learner's group)."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        await self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+
+    async def start_update(self) -> None:
+        await self.llm.start_weight_update()
+
+    async def receive(self, update_info: dict) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self.llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+
+    async def finish_update(self, policy_version: int) -> None:
+        await self.llm.finish_weight_update(str(policy_version))
+        self.policy_version = policy_version
+
+    async def close(self) -> None:
+        if self._llm is not None:
+            self._llm.shutdown()
+            self._llm = None
+
+
+def _pin_threads(threads: int, replica_index: int) -> None:
+    """Give this replica its own cores, so that replicas and learners do not spin on the same ones (CPU only)."""
+    cores = sorted(os.sched_getaffinity(0))
+    first = replica_index * threads
+    chosen = [cores[(first + i) % len(cores)] for i in range(min(threads, len(cores)))]
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, sorted(set(chosen)))))
+
+
+def _completion(output, current_version: int) -> Completion:  # noqa: ANN001
+    token_ids = np.asarray(output.token_ids, dtype=np.int32)
+    logprobs = np.asarray(
+        [position[token].logprob for position, token in zip(output.logprobs, output.token_ids, strict=True)],
+        dtype=np.float32,
+    )
+    spans = tuple(VersionSpan(s.start, s.end, int(s.version)) for s in output.weight_versions or ())
+    reason: FinishReason = output.finish_reason if output.finish_reason in ("stop", "length", "repetition") else "abort"
+    return Completion(
+        text=output.text,
+        token_ids=token_ids,
+        rollout_logprobs=logprobs,
+        finish_reason=reason,
+        version_spans=spans or (VersionSpan(0, len(token_ids), current_version),),
+    )

@@ -1,0 +1,65 @@
+"""The worker side of weight transfer: a vLLM backend that reads staged buckets from the host it runs on.
+
+vLLM builds its weight-transfer engine inside the process that holds the model. Naming `WorkerExtension` as
+`worker_extension_cls` imports this module there, which registers the backend; no installed entry point is needed.
+"""
+
+from dataclasses import dataclass, field
+
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from lwz_ray.staging import read_staged
+
+BACKEND = "staged"
+
+
+@dataclass
+class StagedInitInfo(WeightTransferInitInfo):
+    """Nothing to agree on beforehand."""
+
+
+@dataclass
+class StagedUpdateInfo(WeightTransferUpdateInfo):
+    """Header paths of every bucket of one policy version: one metadata call an update."""
+
+    header_paths: list[str] = field(default_factory=list)
+
+
+class StagedWeightTransferEngine(WeightTransferEngine[StagedInitInfo, StagedUpdateInfo]):
+    """Load verified buckets from files on this host through vLLM's layerwise reload."""
+
+    init_info_cls = StagedInitInfo
+    update_info_cls = StagedUpdateInfo
+
+    def init_transfer_engine(self, init_info: StagedInitInfo) -> None:
+        """Need no connection."""
+
+    def start_weight_update(self) -> None:
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: StagedUpdateInfo) -> None:
+        """Load bucket by bucket; each is verified before any of its tensors reaches the model."""
+        if not update_info.header_paths:
+            raise ValueError("an update without buckets")
+        for path in update_info.header_paths:
+            self.model.load_weights((name, tensor.to(self.device)) for name, tensor in read_staged(path))
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        """Hold nothing."""
+
+
+if BACKEND not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine(BACKEND, StagedWeightTransferEngine)
+
+
+class WorkerExtension:
+    """Mixed into vLLM's worker; its import is what matters."""

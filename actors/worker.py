@@ -1,0 +1,96 @@
+"""The rollout worker: one engine, weight updates in flight, and a gate that keeps a dirty engine from serving."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from actors.engine import DirtyEngineError, Engine
+from lwz_ray.errors import WaitTimeoutError
+from lwz_ray.records import Completion
+from lwz_ray.staging import StagingFolder
+from lwz_ray.weights import Bucket
+
+
+class RolloutWorker:
+    """Owns one engine. New requests wait while an update runs; requests in flight are kept."""
+
+    def __init__(self, engine: Engine, staging_candidates: tuple[str, ...], staging_bytes: int) -> None:
+        self.engine = engine
+        self._staging_candidates = staging_candidates
+        self._staging_bytes = staging_bytes
+        self._staging: StagingFolder | None = None
+        self._staged: list[str] = []
+        self._serving = asyncio.Event()
+        self._dirty: str | None = None
+        self._num_requests = 0
+
+    async def start(self) -> None:
+        """Build the engine; policy version 0 is the model folder's weights."""
+        await self.engine.start()
+        self._serving.set()
+
+    async def generate(
+        self, prompt_token_ids: Sequence[int], num_samples: int, seed: int, timeout_s: float
+    ) -> list[Completion]:
+        """Return completions; waits for a running update. Raises DirtyEngineError or WaitTimeoutError."""
+        started = time.monotonic()
+        try:
+            await asyncio.wait_for(self._serving.wait(), timeout_s)
+        except TimeoutError:
+            if self._dirty:
+                raise DirtyEngineError(self._dirty) from None
+            raise WaitTimeoutError("a weight update to finish before generating", timeout_s) from None
+        self._num_requests += 1
+        request_id = f"r{self._num_requests}"
+        left = timeout_s - (time.monotonic() - started)
+        try:
+            return await asyncio.wait_for(
+                self.engine.generate(prompt_token_ids, num_samples, seed, request_id), max(left, 1.0)
+            )
+        except TimeoutError:
+            raise WaitTimeoutError(f"{num_samples} completions of request {request_id}", timeout_s) from None
+
+    def stage(self, bucket: Bucket) -> None:
+        """Bring one bucket to this host; `update` loads what was staged."""
+        if self._staging is None:
+            self._staging = StagingFolder(self._staging_candidates, self._staging_bytes)
+        self._staged.append(self._staging.write(bucket))
+
+    async def update(self, policy_version: int, header_paths: Sequence[str] | None, timeout_s: float) -> float:
+        """Replace the weights in flight; return the seconds generation was paused.
+
+        header_paths: staged by someone else on this host, or None for what `stage` brought. A failure leaves the engine
+        dirty and paused until a later full update succeeds.
+        """
+        paths = list(header_paths) if header_paths is not None else self._staged
+        self._serving.clear()
+        started = time.monotonic()
+        try:
+            await asyncio.wait_for(self._swap(policy_version, paths), timeout_s)
+        except TimeoutError:
+            self._dirty = f"update to policy version {policy_version} did not finish in {timeout_s:g} s"
+            raise WaitTimeoutError(f"the engine to load policy version {policy_version}", timeout_s) from None
+        except Exception as error:
+            self._dirty = f"update to policy version {policy_version} failed: {error}"
+            raise DirtyEngineError(self._dirty) from error
+        finally:
+            self._clear_staged()
+        self._dirty = None
+        self._serving.set()
+        return time.monotonic() - started
+
+    async def _swap(self, policy_version: int, paths: Sequence[str]) -> None:
+        await self.engine.pause()
+        await self.engine.load_weights(policy_version, paths)
+        await self.engine.resume()
+
+    def _clear_staged(self) -> None:
+        self._staged = []
+        if self._staging is not None:
+            self._staging.clear()
+
+    async def close(self) -> None:
+        """Stop the engine and delete what was staged."""
+        if self._staging is not None:
+            self._staging.remove()
+        await self.engine.close()

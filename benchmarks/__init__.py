@@ -1,0 +1,1 @@
+"""Measure this project against its peers on the same machine."""

@@ -1,0 +1,94 @@
+"""The command line: compose, check, then plan or run one stage."""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.compose import choices, compose, to_yaml
+from launch.plan import plan_text
+from launch.preflight import preflight
+from lwz_ray.config import Config
+from lwz_ray.errors import UserError
+
+HELP = """\
+usage: python -m lwz_ray.main [group=choice …] [key=value …]
+
+Train a language model to write long texts with reinforcement learning on Ray.
+
+stages (stage=…)
+  rl        train with GRPO (default)
+  report    write report.html of a run folder again
+
+presets (run=…; smoke_cpu is the default)
+  smoke_cpu  everything real with a 2-layer random model, 3 steps, under two minutes on two cores
+  demo_cpu   a 135M model learns to write to length on two cores
+  paper_32b  the paper's settings on 8 nodes x 8 GPUs; look at it with dry_run=true
+
+groups and their choices
+{groups}
+
+options
+  --cfg job         print the resolved config and stop
+  --config-dir DIR  search DIR for groups too, such as DIR/run/mine.yaml; may be given several times
+  --help            print this
+
+examples
+  python -m lwz_ray.main run=demo_cpu run.name=first sampling.temperature=0.9
+  python -m lwz_ray.main run=demo_cpu run.name=first run.resume=auto
+  python -m lwz_ray.main run=paper_32b dry_run=true
+  ray job submit --working-dir . -- python -m lwz_ray.main run=smoke_cpu run.dir=/shared/runs \\
+      model.path=/shared/models/tiny-random rewards.writing.path=/shared/models/tiny-classifier
+
+Every key with its value: --cfg job. What each means: conf/ and docs/configuration.md.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command line; return 0, 1 after a failure, 2 after a mistake of the user, 130 after an interruption."""
+    config: Config | None = None
+    try:
+        printed = _printed(argv)
+        if printed is not None:
+            print(printed, end="")
+            return 0
+        config = compose(argv)
+        preflight(config)
+        if config.dry_run:
+            print(plan_text(config), end="")
+            return 0
+        stage = importlib.import_module(f"launch.stages.{config.stage}")
+        return stage.run(config)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe (such as head) has gone; nothing is left to say to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        where = "" if config is None else f"; the run's files are in {Path(config.run.dir) / config.run.name}"
+        print(f"error: {type(error).__name__}: {' '.join(str(error).split())}{where}", file=sys.stderr)
+        return 1
+
+
+def _printed(argv: Sequence[str]) -> str | None:
+    """Return what --help or --cfg job prints; None for a run."""
+    if "--help" in argv or "-h" in argv:
+        groups = "\n".join(f"  {group:<10} {', '.join(names)}" for group, names in choices().items())
+        return HELP.format(groups=groups)
+    rest = list(argv)
+    for index, word in enumerate(argv):
+        if word.startswith("--cfg"):
+            given = word.partition("=")[2] if "=" in word else "".join(argv[index + 1 : index + 2])
+            if given != "job":
+                raise UserError(f"--cfg {given!r}: only --cfg job is known; it prints the resolved config")
+            del rest[index : index + (1 if "=" in word else 2)]
+            return to_yaml(compose(rest))
+    return None

@@ -1,0 +1,35 @@
+"""Held-out evaluation with the rooms of the run: the same prompts and seeds each time, so that differences pair."""
+
+import asyncio
+from collections.abc import Sequence
+
+from lwz_ray.config import Config
+from lwz_ray.evaluation import EvalSummary, summarise_evaluation
+from lwz_ray.grouping import GroupMaker, group_seed
+from lwz_ray.records import Group, Prompt
+
+
+class Evaluator:
+    """Generates and scores every held-out prompt."""
+
+    def __init__(self, config: Config, maker: GroupMaker, prompts: Sequence[Prompt]) -> None:
+        self._config = config
+        self._maker = maker
+        self._prompts = list(prompts)
+
+    async def run(self) -> tuple[EvalSummary, list[Group]]:
+        """Return the numbers and the groups in prompt order."""
+        config = self._config
+        made = await asyncio.gather(
+            *(
+                self._maker.make(prompt, i, config.eval.samples_per_prompt, group_seed(config.seed, 1, i))
+                for i, prompt in enumerate(self._prompts)
+            )
+        )
+        groups = [m.group for m in made]
+        return summarise_evaluation(groups, config.rewards.active, config.rewards.weights), groups
+
+    async def numbers(self, step: int) -> dict[str, float]:
+        """Return the means alone, for a point of the curve at `step`."""
+        summary, _ = await self.run()
+        return summary.numbers

@@ -1,0 +1,209 @@
+"""Turn a run's data into the report's HTML through the template beside this file."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from launch.console import ConsoleTable, duration_text
+from launch.report_charts import Series, line_chart, number_text
+from launch.report_data import RunData
+from launch.report_warnings import run_warnings, unbalanced
+
+CHARTS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
+    ("Reward by component", "mean over the step's samples",
+     (("rewards/length", "length"), ("rewards/format", "format"), ("rewards/writing", "writing"))),
+    ("Total reward", "weighted mean of the active rewards",
+     (("rewards/total", "training"), ("eval/total", "held out"))),
+    ("Words", "mean over the step's answers", (("rollout/mean_words", "words"),)),
+    ("Shares of samples", "0 to 1", (("rollout/in_range", "in range"), ("rollout/well_formed", "well formed"),
+     ("rollout/truncated", "truncated"))),
+    ("Repetition and variety", "0 to 1",
+     (("rollout/repetition", "repetition"), ("rollout/distinct_2", "distinct-2"))),
+    ("Clip fraction", "share of trained tokens", (("train/clip_fraction", "clipped"),)),
+    ("Gradient norm", "before clipping", (("train/grad_norm", "norm"),)),
+    ("Staleness", "policy versions behind", (("staleness/mean", "mean"), ("staleness/max", "max"))),
+    ("Engine against learner", "mean difference of logprobs, nats a token", (("train/mismatch", "mismatch"),)),
+    ("Generation", "tokens a second", (("rollout/tokens_per_s", "tokens/s"),)),
+    ("Seconds a step", "", (("time/step_s", "step"), ("time/train_s", "training"), ("time/wait_s", "waiting"))),
+)  # fmt: skip
+
+SETTINGS: tuple[tuple[str, str], ...] = (
+    ("Model", "model.path"),
+    ("Steps", "steps"),
+    ("Prompts a step", "groups_per_step"),
+    ("Samples a prompt", "group_size"),
+    ("Most staleness", "max_staleness"),
+    ("Prompt arm", "template.arm"),
+    ("Completion tokens, at most", "sampling.max_tokens"),
+    ("Temperature", "sampling.temperature"),
+    ("Top-p", "sampling.top_p"),
+    ("Learning rate", "optimizer.lr"),
+    ("Warm-up steps", "optimizer.warmup_steps"),
+    ("Clip epsilon", "algorithm.clip_epsilon"),
+    ("Advantage", "algorithm.advantage"),
+    ("Reward weights", "rewards.weights"),
+    ("Rollout Ray actors", "actors.replicas"),
+    ("Learner ranks", "learners.ranks"),
+    ("Seed", "seed"),
+)
+
+
+def render(run: RunData) -> str:
+    """Return the page; every text of the run is escaped by the template."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    summary = run.summary
+    return environment.get_template("report.html.j2").render(
+        name=run.manifest["name"],
+        status=summary["status"] if summary else "no summary",
+        headline=headline(summary),
+        facts=_facts(run),
+        settings=[(label, _setting(run.config, key)) for label, key in SETTINGS],
+        config_text=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
+        charts=_charts(run),
+        evaluation=evaluation_rows(summary),
+        eval_counts=_eval_counts(summary),
+        pairs=run.pairs,
+        groups=_groups(summary),
+        warnings=run_warnings(run),
+        manifest=run.manifest,
+        command=shlex.join(run.manifest["command"]),
+        words=_words,
+        reward=_reward,
+    )
+
+
+def headline(summary: Mapping[str, Any] | None) -> str | None:
+    """Return what happened to the length reward, or to the total where it is not there, as one sentence."""
+    if summary is None or summary["eval"] is None:
+        return None
+    evaluation = summary["eval"]
+    for name, label in (("length", "length reward"), ("total", "mean total reward")):
+        gap = evaluation["difference"].get(name)
+        if gap is None:
+            continue
+        if gap["low"] > 0:
+            verb = "rose"
+        elif gap["high"] < 0:
+            verb = "fell"
+        else:
+            verb = "went, within what chance explains,"
+        return (
+            f"On held-out prompts the {label} {verb} from {evaluation['before'][name]:.3f} to "
+            f"{evaluation['after'][name]:.3f}: {gap['mean']:+.3f}, 95% interval "
+            f"{gap['low']:+.3f} to {gap['high']:+.3f}."
+        )
+    return None
+
+
+def evaluation_rows(summary: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the before/after table, with words for what each interval says."""
+    if summary is None or summary["eval"] is None:
+        return []
+    evaluation = summary["eval"]
+    rows = []
+    for name, label, digits in ConsoleTable.ROWS:
+        before, after = evaluation["before"].get(name), evaluation["after"].get(name)
+        if before is None and after is None:
+            continue
+        gap = evaluation["difference"].get(name)
+        rows.append(
+            {
+                "label": label,
+                "active": name in summary["active_rewards"],
+                "before": _fixed(before, digits),
+                "after": _fixed(after, digits),
+                "difference": _fixed(gap and gap["mean"], digits, "+"),
+                "interval": f"{gap['low']:+.{digits}f} to {gap['high']:+.{digits}f}" if gap else "–",
+                "reading": _reading(gap),
+            }
+        )
+    return rows
+
+
+def _reading(gap: Mapping[str, float] | None) -> str:
+    if gap is None:
+        return "not paired"
+    if gap["low"] > 0:
+        return "higher"
+    return "lower" if gap["high"] < 0 else "no clear change"
+
+
+def _facts(run: RunData) -> list[tuple[str, str]]:
+    manifest, summary = run.manifest, run.summary
+    facts = [
+        ("Stage", run.config["stage"]),
+        ("Started", manifest["started"].replace("T", " ").replace("+00:00", " UTC")),
+    ]
+    if summary is not None:
+        facts += [
+            ("Took", duration_text(summary["wall_s"])),
+            ("Steps", f"{summary['steps']} of {run.config['steps']}"),
+            ("Tokens generated", f"{summary['tokens']['generated']:,}"),
+            ("Tokens trained", f"{summary['tokens']['trained']:,}"),
+            ("Policy version", str(summary["policy_version"])),
+            ("Rewards that steered learning", ", ".join(summary["active_rewards"])),
+        ]
+    if manifest["attempt"] > 1:
+        facts.append(("Attempt", str(manifest["attempt"])))
+    return facts
+
+
+def _setting(config: Mapping[str, Any], key: str) -> str:
+    value: Any = config
+    for part in key.split("."):
+        value = value[part]
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {v:g}" for k, v in value.items())
+    return number_text(value) if isinstance(value, float) else str(value)
+
+
+def _charts(run: RunData) -> list[dict[str, Any]]:
+    charts = []
+    for title, unit, lines in CHARTS:
+        series = [
+            Series(label, tuple((step["step"], step[key]) for step in run.steps if key in step))
+            for key, label in lines
+            if any(step.get(key) is not None for step in run.steps)
+        ]
+        svg = line_chart(title, series)
+        if svg is not None:
+            charts.append({"title": title, "unit": unit, "svg": Markup(svg), "names": [s.name for s in series]})
+    return charts
+
+
+def _eval_counts(summary: Mapping[str, Any] | None) -> str:
+    if summary is None or summary["eval"] is None:
+        return ""
+    prompts, samples = summary["eval"]["num_prompts"], summary["eval"]["num_samples"]
+    return f"{prompts['after']} prompts, {samples['after']} samples after training ({samples['before']} before)"
+
+
+def _groups(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if summary is None else {**summary["groups"], "unbalanced": unbalanced(summary["groups"])}
+
+
+def _fixed(value: float | None, digits: int, sign: str = "") -> str:
+    return "–" if value is None else f"{value:{sign}.{digits}f}"
+
+
+def _words(line: Mapping[str, Any]) -> str:
+    """Return a sample's length against what was asked."""
+    unit = "characters" if line["language"] == "zh" else "words"
+    asked = line["length_range"]
+    return f"{line['num_words']} {unit}" + (f", asked for {asked[0]} to {asked[1]}" if asked else "")
+
+
+def _reward(value: Any) -> str:
+    """Return a reward or the reason why there is none."""
+    return f"failed: {value['failure']}" if isinstance(value, Mapping) else number_text(value)

@@ -1,0 +1,1 @@
+"""Stages of a run: each module has `run(config) -> int`, the exit status."""

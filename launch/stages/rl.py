@@ -1,0 +1,217 @@
+"""`stage=rl`: evaluate, train, evaluate again, and leave a run folder that explains itself."""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from transformers import AutoTokenizer
+
+from launch.checkpoints import CheckpointStore, model_identity
+from launch.cluster import connect
+from launch.console import ConsoleTable
+from launch.evaluator import Evaluator
+from launch.report import write_report
+from launch.rooms import Rooms
+from launch.run_folder import RunFolder
+from launch.summary import GroupCounts, RunSummary, Status
+from launch.trackers import MultiTracker, build_trackers
+from lwz_ray.config import Config
+from lwz_ray.data import PromptSet, load_eval_prompts, load_prompts
+from lwz_ray.encoding import PromptEncoder
+from lwz_ray.evaluation import EvalSummary, compare
+from lwz_ray.grouping import GroupMaker
+from lwz_ray.loop import Parts, TrainingLoop
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config) -> int:
+    """Run the stage; return 0 when it completed, 130 when it was interrupted. Errors propagate after the summary."""
+    tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    encoder = PromptEncoder(tokenizer, config.template)
+    prompts = load_prompts(config.data, config.rewards.length.on_missing_range, encoder.num_tokens)
+    held_out = load_eval_prompts(config, encoder.num_tokens)
+    store = CheckpointStore(
+        Path(config.run.dir) / config.run.name / "checkpoints", None, model_identity(config.model.path),
+        config.run.keep_checkpoints,
+    )  # fmt: skip
+    newest = store.newest() if config.run.resume == "auto" else None
+    folder = RunFolder.open(config)
+    stage = RlStage(config, folder, encoder, prompts, held_out, store, newest)
+    return asyncio.run(stage.run())
+
+
+class RlStage:
+    """One attempt of a run."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        encoder: PromptEncoder,
+        prompts: PromptSet,
+        held_out: PromptSet,
+        store: CheckpointStore,
+        newest: Path | None,
+    ) -> None:
+        self.config, self.folder, self.encoder = config, folder, encoder
+        self.prompts, self.held_out = prompts, held_out
+        self.store, self.newest = store, newest
+        self._started = time.monotonic()
+        self._stop = asyncio.Event()
+        self._loop: TrainingLoop | None = None
+        self._tracker: MultiTracker | None = None
+        self._evaluation: dict[str, Any] | None = None
+        self._logs = ""
+
+    async def run(self) -> int:
+        """Return the exit status; whatever happens, the summary and the report are written."""
+        self._watch_signals()
+        status: Status = "failed"
+        error: str | None = "ended without a reason"
+        try:
+            await self._until_stopped(self._work())
+            status, error = ("interrupted" if self._stop.is_set() else "completed"), None
+        except Exception as problem:
+            error = f"{type(problem).__name__}: {problem} (Ray's logs: {self._logs})"
+            raise
+        finally:
+            if self._tracker is not None:
+                self._tracker.close()
+            ray.shutdown()
+            self._write_end(status, error)
+        return 130 if status == "interrupted" else 0
+
+    async def _work(self) -> None:
+        say = self._say
+        say(f"run folder: {self.folder.path}")
+        if not self.prompts.counts.get("kept") == self.prompts.counts.get("read"):
+            say(f"prompts: {self.prompts.counts}")
+        self._logs = connect(self.config)
+        say(f"starting engines and learners (Ray's logs: {self._logs})")
+        rooms = Rooms(self.config, _model_bytes(self.config.model.path))
+        try:
+            await rooms.start()
+            await self._train(rooms)
+        finally:
+            await rooms.close()
+
+    async def _train(self, rooms: Rooms) -> None:
+        config = self.config
+        maker = GroupMaker(rooms.rollouts, rooms.scorer, self.encoder, config.template)
+        evaluator = Evaluator(config, maker, self.held_out.prompts)
+        self.store.attach(rooms.learner)
+        self._loop = loop = TrainingLoop(
+            config,
+            self.prompts.prompts,
+            Parts(maker, rooms.learner, rooms.weights, _Late(self), self.store, evaluator.numbers),
+        )
+        if self.newest is not None:
+            state, buffer = await self.store.load(self.newest)
+            loop.restore(state, buffer)
+            await rooms.weights.publish(loop.progress.policy_version)
+        start_step = loop.progress.step
+        if self.folder.attempt > 1:
+            self.folder.mark_superseded(start_step if self.newest is not None else None)
+        before = self.folder.read_evaluation("before") if self.newest is not None else None
+        if before is None:
+            self._say(f"evaluating {config.eval.num_prompts} held-out prompts before training")
+            before = await self._evaluate(evaluator, "before")
+        self._tracker = build_trackers(config, self.folder, start_step)
+        await loop.run(self._stop)
+        if self._stop.is_set():
+            return
+        self._say("evaluating the same prompts after training")
+        after = await self._evaluate(evaluator, "after")
+        self._evaluation = compare(before, after, config.eval.bootstrap_resamples, config.seed)
+        await self._export(rooms)
+
+    async def _evaluate(self, evaluator: Evaluator, when: str) -> EvalSummary:
+        step = self._loop.progress.step if self._loop else 0
+        summary, groups = await evaluator.run()
+        self.folder.write_evaluation(when, summary)
+        self.folder.append_samples([s for g in groups for s in g.samples], None, step, f"eval_{when}")
+        return summary
+
+    async def _export(self, rooms: Rooms) -> None:
+        """Write `export/` aside and rename."""
+        aside = self.folder.path / ".export.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        await rooms.learner.export(str(aside))
+        shutil.rmtree(self.folder.export, ignore_errors=True)
+        aside.rename(self.folder.export)
+
+    async def _until_stopped(self, work: Any) -> None:
+        """Let the loop end by itself when asked to stop; before it runs, cancel the set-up."""
+        task = asyncio.create_task(work)
+        stop = asyncio.create_task(self._stop.wait())
+        await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not task.done() and (self._loop is None or self._tracker is None):
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    def _watch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._ask_to_stop, signal.Signals(number).name)
+
+    def _ask_to_stop(self, name: str) -> None:
+        if not self._stop.is_set():
+            self._say(f"{name}: ending after the present step, with a checkpoint")
+            self._stop.set()
+
+    def _write_end(self, status: Status, error: str | None) -> None:
+        loop = self._loop
+        progress = loop.progress if loop else None
+        account = loop.ledger.as_dict() if loop else {"admitted": 0, "trained": 0, "dropped": {}, "in_flight": 0}
+        account.pop("rounds", None)
+        summary = RunSummary(
+            stage="rl",
+            status=status,
+            steps=progress.step if progress else 0,
+            skipped_steps=progress.skipped_steps if progress else 0,
+            policy_version=progress.policy_version if progress else 0,
+            wall_s=time.monotonic() - self._started,
+            groups=GroupCounts(**account),
+            tokens_generated=progress.tokens_generated if progress else 0,
+            tokens_trained=progress.tokens_trained if progress else 0,
+            active_rewards=self.config.rewards.active,
+            eval=self._evaluation,
+            error=error,
+            extra={"prompts": self.prompts.counts, "held_out": self.held_out.counts},
+        )
+        self.folder.write_summary(summary)
+        report = write_report(self.folder.path)
+        ConsoleTable().show(summary.as_dict(), self.folder.path, report)
+
+    def _say(self, text: str) -> None:
+        print(text, flush=True)
+
+
+class _Late:
+    """The tracker is built when training begins, after the slow start, so that its clock is right."""
+
+    def __init__(self, stage: RlStage) -> None:
+        self._stage = stage
+
+    def log_step(self, metrics: dict[str, Any]) -> None:
+        assert self._stage._tracker is not None
+        self._stage._tracker.log_step(metrics)
+
+    def log_samples(self, samples: Any, advantages: Any, step: int, split: str) -> None:
+        assert self._stage._tracker is not None
+        self._stage._tracker.log_samples(samples, advantages, step, split)
+
+
+def _model_bytes(path: str) -> int:
+    """Return the size of a model folder's weights, with a margin for another dtype on the wire."""
+    return int(1.1 * sum(p.stat().st_size for p in Path(path).glob("*.safetensors")))

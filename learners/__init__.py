@@ -1,0 +1,1 @@
+"""The training side: backends, objectives, checkpoints, and sending weights."""

@@ -1,0 +1,27 @@
+"""Export to a Hugging Face folder that vLLM and transformers load."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from huggingface_hub import save_torch_state_dict
+
+WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".gguf")
+
+
+def write_export(weights: Iterable[tuple[str, torch.Tensor]], source: str, folder: str | None) -> None:
+    """Collect the weights in host memory and write them beside the source's config and tokenizer files.
+
+    folder: existing target, or None on ranks that only take part in the collectives.
+    """
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in weights:
+        if folder is not None:
+            state[name] = tensor.cpu()
+    if folder is None:
+        return
+    for path in Path(source).iterdir():
+        if path.is_file() and not path.name.endswith(WEIGHT_SUFFIXES):
+            shutil.copy2(path, folder)
+    save_torch_state_dict(state, folder, metadata={"format": "pt"})

@@ -1,0 +1,67 @@
+"""Ray actors of the training side: thin shells. The only file of this room that imports ray."""
+
+import socket
+from collections.abc import Iterator
+
+import ray
+
+from learners.fsdp import FsdpBackend
+from learners.settings import LearnerSettings
+from learners.trainer import Trainer
+from lwz_ray.packing import Microbatch
+from lwz_ray.records import StepResult
+from lwz_ray.weights import Bucket
+
+
+@ray.remote
+class LearnerActor:
+    """One learner rank."""
+
+    def __init__(self, settings: LearnerSettings) -> None:
+        self._settings = settings
+        self._trainer: Trainer | None = None
+
+    def rendezvous(self) -> str:
+        """Pick the address that rank 0 will listen on."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return f"tcp://{host}:{probe.getsockname()[1]}"
+
+    def start(self, rank: int, world_size: int, init_method: str) -> str:
+        """Join the group and build the shard; return this host's node id."""
+        backend = FsdpBackend(self._settings, rank, world_size, init_method)
+        self._trainer = Trainer(self._settings, backend)
+        return ray.get_runtime_context().get_node_id()
+
+    @property
+    def trainer(self) -> Trainer:
+        if self._trainer is None:
+            raise RuntimeError("this learner rank was not started")
+        return self._trainer
+
+    def train(self, minibatches: list[list[Microbatch]]) -> StepResult:
+        return self.trainer.train(minibatches)
+
+    def stage_weights(self, policy_version: int) -> list[str]:
+        return self.trainer.stage_weights(policy_version)
+
+    def stream_buckets(self, policy_version: int) -> Iterator[Bucket]:
+        """Call with num_returns="streaming": each bucket goes to the object store as it is ready."""
+        yield from self.trainer.stream_buckets(policy_version)
+
+    def clear_staged(self) -> None:
+        self.trainer.clear_staged()
+
+    def save(self, folder: str) -> None:
+        self.trainer.save(folder)
+
+    def load(self, folder: str) -> None:
+        self.trainer.load(folder)
+
+    def export(self, folder: str) -> None:
+        self.trainer.export(folder)
+
+    def close(self) -> None:
+        if self._trainer is not None:
+            self._trainer.close()

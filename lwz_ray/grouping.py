@@ -1,0 +1,62 @@
+"""Making one group: generate, parse, score. Training and evaluation share it."""
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lwz_ray.config import TemplateConfig
+from lwz_ray.encoding import PromptEncoder
+from lwz_ray.protocols import Rollouts, Scorer
+from lwz_ray.records import Completion, Group, Prompt, Sample
+from lwz_ray.templates import parse_completion
+from lwz_ray.text import count_words
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MadeGroup:
+    """A group and what it took."""
+
+    group: Group
+    generate_s: float
+    score_s: float
+    staleness: int = field(default=0)
+
+
+class GroupMaker:
+    """One prompt in, one scored group out."""
+
+    def __init__(self, rollouts: Rollouts, scorer: Scorer, encoder: PromptEncoder, template: TemplateConfig) -> None:
+        self._rollouts = rollouts
+        self._scorer = scorer
+        self._encoder = encoder
+        self._template = template
+
+    async def make(self, prompt: Prompt, group_id: int, num_samples: int, seed: int) -> MadeGroup:
+        """Return the scored group; the same seed on the same weights gives the same texts."""
+        started = time.monotonic()
+        prompt_token_ids = self._encoder.encode(prompt)
+        completions = await self._rollouts.generate(prompt_token_ids.tolist(), num_samples, seed)
+        generated = time.monotonic()
+        samples = [self._sample(prompt, prompt_token_ids, group_id, i, c) for i, c in enumerate(completions)]
+        scored = await self._scorer.score(prompt, samples)
+        return MadeGroup(Group(group_id, prompt, tuple(scored)), generated - started, time.monotonic() - generated)
+
+    def _sample(
+        self, prompt: Prompt, prompt_token_ids: np.ndarray, group_id: int, index: int, completion: Completion
+    ) -> Sample:
+        parsed = parse_completion(completion.text, self._template.arm, self._template.prefill)
+        return Sample(
+            group_id=group_id,
+            sample_index=index,
+            prompt=prompt,
+            prompt_token_ids=prompt_token_ids,
+            completion=completion,
+            parsed=parsed,
+            num_words=count_words(parsed.answer or ""),
+        )
+
+
+def group_seed(seed: int, stream: int, group_id: int) -> int:
+    """Return a 31-bit sampling seed. stream: 0 training, 1 evaluation."""
+    return int(np.random.SeedSequence([seed, stream, group_id]).generate_state(1)[0] & 0x7FFFFFFF)

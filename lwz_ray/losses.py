@@ -1,0 +1,64 @@
+"""Policy-gradient losses over flat token tensors. They see only tensors and numbers.
+
+Denominators are global and come in as `token_weights`, so a sum over any split into ranks and microbatches is the loss.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Aggregation = Literal["sequence_mean", "token_mean"]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLoss:
+    """The loss, with gradient, and sums that add up over microbatches."""
+
+    loss: torch.Tensor
+    """scalar"""
+    num_clipped: torch.Tensor
+    """trained tokens whose clipped term was taken (its gradient is 0)"""
+    sum_abs_log_ratio: torch.Tensor
+    sum_k3: torch.Tensor
+    """sum of ratio - 1 - log ratio, an estimate of KL(old || new) in nats a token"""
+
+
+def clipped_policy_loss(
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    loss_mask: torch.Tensor,
+    token_weights: torch.Tensor,
+    clip_epsilon: float,
+) -> PolicyLoss:
+    """Return the clipped surrogate of PPO and GRPO (arXiv 1707.06347 eq. 7), all tensors [num_tokens].
+
+    loss = sum_t m_t w_t * -min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t),  rho_t = exp(logprobs_t - old_logprobs_t).
+    `token_weights` holds the denominators (see `token_weights_of`). Masked tokens contribute exactly 0, even if not finite.
+    """
+    zero = torch.zeros((), dtype=logprobs.dtype, device=logprobs.device)
+    log_ratio = torch.where(loss_mask, logprobs - old_logprobs, zero)
+    ratio = torch.exp(log_ratio)
+    plain = ratio * advantages
+    clipped = torch.clamp(ratio, 1.0 - clip_epsilon, 1.0 + clip_epsilon) * advantages
+    per_token = torch.where(loss_mask, -torch.minimum(plain, clipped) * token_weights, zero)
+    with torch.no_grad():
+        num_clipped = (loss_mask & (clipped < plain)).sum()
+        sum_abs = log_ratio.abs().sum()
+        sum_k3 = torch.where(loss_mask, ratio - 1.0 - log_ratio, zero).sum()
+    return PolicyLoss(per_token.sum(), num_clipped, sum_abs, sum_k3)
+
+
+def token_weights_of(num_trained_tokens: Sequence[int], aggregation: Aggregation) -> list[float]:
+    """Return each sample's per-token weight for a whole optimizer batch.
+
+    `sequence_mean` (GRPO): mean over samples of the mean over their tokens, 1 / (N * len_i).
+    `token_mean` (DAPO): mean over all tokens, 1 / sum(len). A sample without trained tokens weighs 0 and is left out of N.
+    """
+    trained = [n for n in num_trained_tokens if n > 0]
+    if aggregation == "token_mean":
+        total = sum(trained)
+        return [1.0 / total if n else 0.0 for n in num_trained_tokens]
+    return [1.0 / (len(trained) * n) if n else 0.0 for n in num_trained_tokens]

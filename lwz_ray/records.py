@@ -1,0 +1,156 @@
+"""The records that cross rooms: frozen, slotted, numpy inside, lengths checked at construction."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from lwz_ray.errors import RewardFailure
+
+FinishReason = Literal["stop", "length", "repetition", "abort"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A writing request. `length_range` is [L_lower, L_upper] in words (CJK: characters)."""
+
+    prompt_id: str
+    text: str
+    language: Literal["en", "zh"]
+    length_range: tuple[int, int] | None
+    index: int
+    """Position in the source, before shuffling."""
+
+    def __post_init__(self) -> None:
+        if self.length_range is not None:
+            low, high = self.length_range
+            if not 0 < low <= high:
+                raise ValueError(f"prompt {self.prompt_id}: length_range {self.length_range} needs 0 < low <= high")
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSpan:
+    """Completion tokens [start, stop) were sampled with `policy_version`."""
+
+    start: int
+    stop: int
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Completion:
+    """What the engine sampled: the closing tag is kept, so the text parsed and the tokens trained agree."""
+
+    text: str
+    token_ids: np.ndarray
+    """int32 [num_completion_tokens]"""
+    rollout_logprobs: np.ndarray
+    """float32 [num_completion_tokens], of the processed distribution (temperature applied), in nats."""
+    finish_reason: FinishReason
+    version_spans: tuple[VersionSpan, ...]
+
+    def __post_init__(self) -> None:
+        if self.token_ids.shape != self.rollout_logprobs.shape or self.token_ids.ndim != 1:
+            raise ValueError(
+                f"token_ids {self.token_ids.shape} and rollout_logprobs {self.rollout_logprobs.shape} must be equal 1-D"
+            )
+        if not self.version_spans:
+            raise ValueError("a completion needs at least one version span")
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.token_ids.shape[0])
+
+    @property
+    def policy_version_min(self) -> int:
+        return min(s.policy_version for s in self.version_spans)
+
+    @property
+    def policy_version_max(self) -> int:
+        return max(s.policy_version for s in self.version_spans)
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedText:
+    """A completion taken apart. `answer` is what the length and writing rewards see, never the plan."""
+
+    think: str | None
+    answer: str | None
+    """None where no answer segment opens; the text up to the cut where it does not close."""
+    well_formed: bool
+    """Exactly the arm's segments, in order, closed, and nothing else."""
+    segments_found: float
+    """Graded structure in [0, 1]: share of the arm's tags found in their place."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """Prompt, completion and scores. `rewards` stays a dict by component; an advantage never overwrites it."""
+
+    group_id: int
+    sample_index: int
+    prompt: Prompt
+    prompt_token_ids: np.ndarray
+    """int32 [num_prompt_tokens]"""
+    completion: Completion
+    parsed: ParsedText
+    num_words: int
+    rewards: dict[str, float | RewardFailure] = field(default_factory=dict)
+    """A component is absent where it abstains."""
+    measures: dict[str, float] = field(default_factory=dict)
+    """Facts that are no rewards (repetition, distinct-n, …)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """`group_size` samples of one prompt."""
+
+    group_id: int
+    prompt: Prompt
+    samples: tuple[Sample, ...]
+
+    @property
+    def policy_version_min(self) -> int:
+        return min(s.completion.policy_version_min for s in self.samples)
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return sum(s.completion.num_tokens for s in self.samples)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainSample:
+    """What a learner needs of one sample; one entry per token of prompt + completion."""
+
+    token_ids: np.ndarray
+    """int32 [num_tokens]"""
+    loss_mask: np.ndarray
+    """bool [num_tokens], true on completion tokens; built from roles, never from token values."""
+    rollout_logprobs: np.ndarray
+    """float32 [num_tokens], 0 on prompt tokens."""
+    advantage: float
+    token_weight: float
+    """What each trained token's loss is multiplied by: the global denominator, so that sums need no rank or microbatch."""
+
+    def __post_init__(self) -> None:
+        n = self.token_ids.shape[0]
+        if self.loss_mask.shape != (n,) or self.rollout_logprobs.shape != (n,):
+            raise ValueError(
+                f"train sample: {n} token_ids, loss_mask {self.loss_mask.shape}, rollout_logprobs {self.rollout_logprobs.shape}"
+            )
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.token_ids.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What the learner group reports of one step (sums already global)."""
+
+    metrics: dict[str, float]
+    """`train/what`: loss, grad_norm, clip_fraction, mismatch, lr, …"""
+    optimizer_steps: int
+    skipped: int
+    """Optimizer steps skipped because loss or gradient was not finite."""
+    num_trained_tokens: int

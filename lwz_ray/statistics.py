@@ -1,0 +1,50 @@
+"""Uncertainty of a difference: the paired bootstrap over prompts."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+CHUNK_ROWS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean with the ends of its 95% interval, all in the unit of the measurement."""
+
+    mean: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Return plain numbers for JSON."""
+        return {"mean": self.mean, "low": self.low, "high": self.high}
+
+
+def paired_bootstrap(before: np.ndarray, after: np.ndarray, resamples: int, seed: int) -> Interval:
+    """Return the mean of `after - before` over prompts with its percentile 95% interval.
+
+    Prompts are drawn with replacement and keep their pair, so the spread between easy and hard prompts cancels
+    (Efron and Tibshirani 1993, chapter 13). The same arguments give the same interval.
+
+    before, after: float [num_prompts], the mean over each prompt's samples, in the same order of prompts.
+    resamples: number of bootstrap draws; seed: of the draws.
+    Raises ValueError on unequal lengths, on no prompts, and on a number that is not finite.
+    """
+    before = np.asarray(before, dtype=np.float64)
+    after = np.asarray(after, dtype=np.float64)
+    if before.ndim != 1 or before.shape != after.shape or before.size == 0:
+        raise ValueError(f"a paired bootstrap needs two equal, non-empty 1-D arrays: {before.shape} and {after.shape}")
+    if resamples < 1:
+        raise ValueError(f"resamples={resamples}: at least 1")
+    difference = after - before
+    if not np.isfinite(difference).all():
+        raise ValueError(f"{int((~np.isfinite(difference)).sum())} of {difference.size} differences are not finite")
+    rng = np.random.default_rng(seed)
+    means = np.empty(resamples, dtype=np.float64)
+    # In chunks: all indices at once would be resamples * num_prompts * 8 bytes, 80 MB for 10,000 * 1,000.
+    for start in range(0, resamples, CHUNK_ROWS):
+        stop = min(start + CHUNK_ROWS, resamples)
+        drawn = rng.integers(0, difference.size, size=(stop - start, difference.size))
+        means[start:stop] = difference[drawn].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(mean=float(difference.mean()), low=float(low), high=float(high))

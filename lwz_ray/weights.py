@@ -1,0 +1,99 @@
+"""The wire format of weights: buckets of tensors with checksums.
+
+A bucket is a flat byte array plus a header that says which tensors lie where. It is verified before it is loaded.
+"""
+
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+class CorruptBucketError(RuntimeError):
+    """A bucket's size or checksum does not match its header."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """Where one tensor lies in its bucket."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BucketHeader:
+    """What a bucket holds, and the checksum (CRC-32) of its bytes."""
+
+    policy_version: int
+    index: int
+    tensors: tuple[TensorEntry, ...]
+    num_bytes: int
+    checksum: int
+
+    @classmethod
+    def from_dict(cls, raw: dict) -> "BucketHeader":
+        tensors = tuple(TensorEntry(**{**t, "shape": tuple(t["shape"])}) for t in raw["tensors"])
+        return cls(raw["policy_version"], raw["index"], tensors, raw["num_bytes"], raw["checksum"])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bucket:
+    """A header and its bytes, uint8 [num_bytes]."""
+
+    header: BucketHeader
+    payload: np.ndarray
+
+
+def pack_buckets(
+    tensors: Iterable[tuple[str, torch.Tensor]], policy_version: int, bucket_bytes: int
+) -> Iterator[Bucket]:
+    """Yield buckets of at most `bucket_bytes` (a larger tensor gets one of its own), in order, one alive at a time."""
+    waiting: list[tuple[str, torch.Tensor]] = []
+    size, index = 0, 0
+    for name, tensor in tensors:
+        num_bytes = tensor.numel() * tensor.element_size()
+        if waiting and size + num_bytes > bucket_bytes:
+            yield _pack(waiting, policy_version, index)
+            waiting, size, index = [], 0, index + 1
+        waiting.append((name, tensor))
+        size += num_bytes
+    if waiting:
+        yield _pack(waiting, policy_version, index)
+
+
+def _pack(tensors: list[tuple[str, torch.Tensor]], policy_version: int, index: int) -> Bucket:
+    entries, parts, offset = [], [], 0
+    for name, tensor in tensors:
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        entries.append(TensorEntry(name, dtype, tuple(tensor.shape), offset, raw.nbytes))
+        parts.append(raw)
+        offset += raw.nbytes
+    payload = np.concatenate(parts)
+    return Bucket(BucketHeader(policy_version, index, tuple(entries), offset, zlib.crc32(payload)), payload)
+
+
+def verify(header: BucketHeader, payload: np.ndarray) -> None:
+    """Raise CorruptBucketError unless size and checksum match the header."""
+    where = f"bucket {header.index} of policy version {header.policy_version}"
+    if payload.nbytes != header.num_bytes:
+        raise CorruptBucketError(f"{where}: {payload.nbytes} bytes, the header says {header.num_bytes}")
+    if zlib.crc32(payload) != header.checksum:
+        raise CorruptBucketError(f"{where}: checksum mismatch")
+
+
+def unpack(header: BucketHeader, payload: np.ndarray) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (name, tensor) views into the payload, verified first."""
+    verify(header, payload)
+    flat = torch.from_numpy(payload)
+    for entry in header.tensors:
+        raw = flat[entry.offset : entry.offset + entry.num_bytes]
+        yield entry.name, raw.view(DTYPES[entry.dtype]).reshape(entry.shape)

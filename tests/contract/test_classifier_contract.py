@@ -1,0 +1,184 @@
+"""One suite over both engines of the reward model: the same raw scores, the same refusals."""
+
+import shutil
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lwz_ray.config import WritingRewardConfig
+from lwz_ray.errors import UserError
+from rewards.classifier import Classifier, load_classifier
+
+MAX_TOKENS = 96
+# Both engines compute in float32 with the same weights and tokens; sums in another order move a score by about 1e-6,
+# a token too many or too few moves it by 1e-2 or more.
+TOLERANCE = 1e-4
+PROMPTS = [
+    "Write about tea.",
+    "Write a letter to your landlord about the broken heating.",
+    "写一首关于春天的诗。",
+    "Write about tea.",
+    "Say nothing.",
+]
+TEXTS = [
+    "Tea is a leaf that became a habit.",
+    "Dear Sir, the heating has been cold since Monday, and so have we. Please send somebody before the weekend.",
+    "春眠不觉晓，处处闻啼鸟。",
+    "Coffee.",
+    "",
+]
+
+
+def writing(folder: Path | str, engine: str, **changes: Any) -> WritingRewardConfig:
+    plain: dict[str, Any] = {
+        "path": str(folder),
+        "engine": engine,
+        "max_length_tokens": MAX_TOKENS,
+        "batch_size": 2,
+        "dtype": "float32",
+        "kv_cache_mib": 64,
+        "memory_utilization": 0.05,
+    }
+    return WritingRewardConfig(**plain | changes)
+
+
+@pytest.fixture(scope="module", params=["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
+def classifier(request: pytest.FixtureRequest, tiny_classifier_dir: Path, device: str) -> Iterator[Classifier]:
+    """Serve the tiny classifier with each engine in turn."""
+    served = load_classifier(writing(tiny_classifier_dir, request.param), threads=1, num_gpus=int(device == "cuda"))
+    yield served
+    served.close()
+
+
+class Reference:
+    """The scores by hand: one pair at a time, the score head on the last token's hidden state."""
+
+    def __init__(self, folder: Path) -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self.torch = torch
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def token_ids(self, prompt: str, text: str) -> list[int]:
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
+        formatted = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        return self.tokenizer(formatted, add_special_tokens=False).input_ids
+
+    def score(self, prompt: str, text: str) -> float:
+        return self.score_ids(self.token_ids(prompt, text))
+
+    def score_ids(self, token_ids: list[int]) -> float:
+        with self.torch.inference_mode():
+            hidden = self.model.model(self.torch.tensor([token_ids])).last_hidden_state
+            return float(hidden[0, -1] @ self.model.score.weight[0])
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_classifier_dir: Path) -> Reference:
+    return Reference(tiny_classifier_dir)
+
+
+def test_scores_are_the_raw_outputs_in_order(classifier: Classifier, reference: Reference) -> None:
+    got = classifier.score(PROMPTS, TEXTS)
+    expected = [reference.score(p, t) for p, t in zip(PROMPTS, TEXTS, strict=True)]
+    assert list(got.values) == pytest.approx(expected, abs=TOLERANCE)
+    assert got.num_truncated == 0
+    # The tolerance tells these pairs apart, or the line above would say little.
+    ordered = sorted(expected)
+    assert min(b - a for a, b in pairwise(ordered)) > 10 * TOLERANCE
+
+
+def test_a_pair_scores_the_same_alone_and_in_company(classifier: Classifier) -> None:
+    alone = classifier.score(PROMPTS[:1], TEXTS[:1])
+    assert alone.values[0] == pytest.approx(classifier.score(PROMPTS, TEXTS).values[0], abs=TOLERANCE)
+
+
+def test_a_long_answer_loses_its_end_and_is_counted(classifier: Classifier, reference: Reference) -> None:
+    words = [f"w{i}" for i in range(200)]
+    got = classifier.score([PROMPTS[0]] * 2, [" ".join(words), "Short."])
+    assert got.num_truncated == 1
+    room = MAX_TOKENS - len(reference.token_ids(PROMPTS[0], ""))
+    kept = reference.tokenizer(" ".join(words), add_special_tokens=False).input_ids[:room]
+    expected = reference.score(PROMPTS[0], reference.tokenizer.decode(kept))
+    assert got.values[0] == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_no_pairs_no_scores(classifier: Classifier) -> None:
+    assert classifier.score([], []).values == ()
+
+
+def test_unequal_numbers_are_refused(classifier: Classifier) -> None:
+    with pytest.raises(ValueError, match="2 prompts and 1 texts"):
+        classifier.score(["a", "b"], ["c"])
+
+
+def test_a_request_without_room_for_an_answer_is_refused(classifier: Classifier) -> None:
+    with pytest.raises(UserError, match=rf"max_length_tokens={MAX_TOKENS} leaves no room for an answer"):
+        classifier.score(["tea " * 200], ["An answer."])
+
+
+ENGINES = pytest.mark.parametrize("engine", ["transformers", "vllm"])
+
+
+@pytest.fixture(scope="module")
+def other_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a classifier with two labels and a causal model, as their library writes them."""
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("models")
+    shape: dict[str, Any] = dict(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    for name, kind, num_labels in (
+        ("two", LlamaForSequenceClassification, 2),
+        ("five", LlamaForSequenceClassification, 5),
+        ("causal", LlamaForCausalLM, 1),
+    ):
+        kind(LlamaConfig(**shape | {"num_labels": num_labels})).save_pretrained(folder / name)
+    return folder
+
+
+@ENGINES
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("two", "the model has 2 outputs, a reward model has 1"),
+        ("five", "the model has 5 outputs, a reward model has 1"),
+        ("causal", r"architectures \['LlamaForCausalLM'\] hold no sequence classifier"),
+        ("missing", "no config.json there"),
+    ],
+)
+def test_other_models_are_refused_before_they_load(engine: str, name: str, reason: str, other_models: Path) -> None:
+    with pytest.raises(UserError, match=reason):
+        load_classifier(writing(other_models / name, engine), threads=1, num_gpus=0)
+
+
+@ENGINES
+def test_more_tokens_than_positions_are_refused(engine: str, tiny_classifier_dir: Path) -> None:
+    with pytest.raises(UserError, match="max_length_tokens=9000 exceeds the 8192 positions"):
+        load_classifier(writing(tiny_classifier_dir, engine, max_length_tokens=9000), threads=1, num_gpus=0)
+
+
+def test_weights_without_the_score_head_are_refused(tiny_classifier_dir: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_classifier_dir, tmp_path / "headless")
+    weights = load_file(folder / "model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"the weights lack score\.weight"):
+        load_classifier(writing(folder, "transformers"), threads=1, num_gpus=0)
+
+
+def test_a_tokenizer_without_chat_template_gets_request_blank_line_answer(
+    tiny_classifier_dir: Path, reference: Reference, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_classifier_dir, tmp_path / "plain", ignore=shutil.ignore_patterns("*.jinja"))
+    got = load_classifier(writing(folder, "transformers"), threads=1, num_gpus=0).score(["A?"], ["B."])
+    expected = reference.score_ids(reference.tokenizer("A?\n\nB.").input_ids)
+    assert got.values[0] == pytest.approx(expected, abs=TOLERANCE)

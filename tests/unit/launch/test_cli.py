@@ -1,0 +1,51 @@
+"""Exit codes and streams of the command line."""
+
+from pathlib import Path
+
+import pytest
+
+from launch import cli
+from lwz_ray.config import Config
+
+
+@pytest.fixture(autouse=True)
+def _report_passes_preflight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def test_a_user_error_of_a_stage_is_one_line_and_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["stage=report", "run.name=none", f"run.dir={tmp_path}"]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert printed.err.startswith("error: run.name=none: there is no run folder")
+
+
+@pytest.mark.parametrize(("error", "code"), [(RuntimeError("two\nlines"), 1), (KeyboardInterrupt(), 130)])
+def test_other_ends(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(_: Config) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "preflight", fail)
+    assert cli.main(["run.name=x", "run.dir=/somewhere"]) == code
+    lines = capsys.readouterr().err.splitlines()
+    if code == 130:
+        assert lines == ["interrupted"]
+    else:
+        assert lines[0] == "Traceback (most recent call last):"
+        assert lines[-1] == "error: RuntimeError: two lines; the run's files are in /somewhere/x"
+
+
+@pytest.mark.parametrize("words", [["--cfg", "job"], ["--cfg=job"]])
+def test_cfg_job_prints_yaml(words: list[str], capsys: pytest.CaptureFixture[str]):
+    assert cli.main([*words, "steps=4"]) == 0
+    assert "\nsteps: 4\n" in capsys.readouterr().out
+
+
+def test_help_names_presets_groups_and_stages(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for line in ("  rl        train with GRPO", "  template   direct, think", "  demo_cpu   a 135M model learns"):
+        assert line in text
