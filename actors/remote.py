@@ -1,6 +1,7 @@
 """Ray actors of the generating side: thin shells around plain classes. The only file of this room that imports ray."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import ray
 
@@ -16,7 +17,8 @@ class RolloutActor:
     """One rollout worker with one vLLM engine."""
 
     def __init__(self, settings: EngineSettings, staging_candidates: tuple[str, ...], staging_bytes: int) -> None:
-        self._worker = RolloutWorker(VllmEngine(settings), staging_candidates, staging_bytes)
+        self._engine = VllmEngine(settings)
+        self._worker = RolloutWorker(self._engine, staging_candidates, staging_bytes)
 
     async def start(self) -> str:
         """Build the engine; return this host's node id."""
@@ -34,9 +36,21 @@ class RolloutActor:
     async def update(self, policy_version: int, header_paths: Sequence[str] | None, timeout_s: float) -> float:
         return await self._worker.update(policy_version, header_paths, timeout_s)
 
-    async def init_weight_transfer_engine(self, init_info: dict) -> None:
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Join the learner's transfer group (nccl)."""
-        await self._worker.engine.init_transfer(init_info)
+        await self._engine.init_transfer(init_info)
+
+    async def begin_update(self, policy_version: int) -> None:
+        """Open a transfer that the learner drives (nccl)."""
+        await self._worker.begin(policy_version)
+        await self._engine.start_update()
+
+    async def receive_update(self, update_info: dict[str, Any], timeout_s: float) -> None:
+        await self._worker.receive(self._engine.receive(update_info), -1, timeout_s)
+
+    async def end_update(self, policy_version: int) -> None:
+        await self._engine.finish_update(policy_version)
+        await self._worker.end(policy_version)
 
     async def close(self) -> None:
         await self._worker.close()

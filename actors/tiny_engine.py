@@ -1,4 +1,4 @@
-"""A bigram language model in one matrix: an engine for unit tests that samples, takes weights and pauses like a real one."""
+"""A bigram language model in one matrix: it samples, takes weights and pauses like a real engine."""
 
 import asyncio
 from collections.abc import Sequence

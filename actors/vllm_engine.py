@@ -54,7 +54,7 @@ class VllmEngine:
             await self.init_transfer({})
 
     @property
-    def llm(self):  # noqa: ANN201
+    def llm(self):
         """The AsyncLLM; raises InfrastructureError before `start` and after `close`."""
         if self._llm is None:
             raise InfrastructureError("the vLLM engine is not running")
@@ -67,7 +67,7 @@ class VllmEngine:
         output = await self.generate_raw(prompt_token_ids, num_samples, seed, request_id)
         return [_completion(o, self.policy_version) for o in sorted(output.outputs, key=lambda o: o.index)]
 
-    async def generate_raw(self, prompt_token_ids: Sequence[int], num_samples: int, seed: int, request_id: str):  # noqa: ANN201
+    async def generate_raw(self, prompt_token_ids: Sequence[int], num_samples: int, seed: int, request_id: str):
         """Return vLLM's final RequestOutput of one request."""
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
@@ -137,7 +137,7 @@ def _pin_threads(threads: int, replica_index: int) -> None:
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, sorted(set(chosen)))))
 
 
-def _completion(output, current_version: int) -> Completion:  # noqa: ANN001
+def _completion(output, current_version: int) -> Completion:
     token_ids = np.asarray(output.token_ids, dtype=np.int32)
     logprobs = np.asarray(
         [position[token].logprob for position, token in zip(output.logprobs, output.token_ids, strict=True)],

@@ -6,13 +6,16 @@ vLLM builds its weight-transfer engine inside the process that holds the model. 
 
 from dataclasses import dataclass, field
 
+import torch
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.platforms import current_platform
 
 from lwz_ray.staging import read_staged
 
@@ -52,9 +55,24 @@ class StagedWeightTransferEngine(WeightTransferEngine[StagedInitInfo, StagedUpda
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
+        if current_platform.is_cpu():
+            _pack_tied_heads_again(self.model)
 
     def shutdown(self) -> None:
         """Hold nothing."""
+
+
+def _pack_tied_heads_again(model: torch.nn.Module) -> None:
+    """Rebuild the output heads that share the input embedding's weight.
+
+    On CPUs vLLM multiplies with a packed copy of each weight. A tied head has no weights of its own in an update, so
+    its copy is never made anew, and logits would go on coming from the old embedding.
+    """
+    layers = [m for m in model.modules() if isinstance(m, VocabParallelEmbedding)]
+    embeddings = {m.weight.data_ptr() for m in layers if not isinstance(m, ParallelLMHead)}
+    for head in layers:
+        if isinstance(head, ParallelLMHead) and head.weight.data_ptr() in embeddings:
+            head.quant_method.process_weights_after_loading(head)
 
 
 if BACKEND not in WeightTransferEngineFactory._registry:

@@ -2,13 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from actors.engine import DirtyEngineError, Engine
 from lwz_ray.errors import WaitTimeoutError
 from lwz_ray.records import Completion
 from lwz_ray.staging import StagingFolder
 from lwz_ray.weights import Bucket
+
+PAUSE_TIMEOUT_S = 60.0
+"""For the engine to finish the step it is in, or to start again."""
 
 
 class RolloutWorker:
@@ -63,26 +66,40 @@ class RolloutWorker:
         dirty and paused until a later full update succeeds.
         """
         paths = list(header_paths) if header_paths is not None else self._staged
-        self._serving.clear()
         started = time.monotonic()
         try:
-            await asyncio.wait_for(self._swap(policy_version, paths), timeout_s)
+            await self.begin(policy_version)
+            await self._guard(self.engine.load_weights(policy_version, paths), policy_version, timeout_s)
+        finally:
+            self._clear_staged()
+        await self.end(policy_version)
+        return time.monotonic() - started
+
+    async def begin(self, policy_version: int) -> None:
+        """Hold back new requests and freeze those in flight."""
+        self._serving.clear()
+        await self._guard(self.engine.pause(), policy_version, PAUSE_TIMEOUT_S)
+
+    async def end(self, policy_version: int) -> None:
+        """Serve with the new weights, which are complete."""
+        await self._guard(self.engine.resume(), policy_version, PAUSE_TIMEOUT_S)
+        self._dirty = None
+        self._serving.set()
+
+    async def receive(self, work: Awaitable[None], policy_version: int, timeout_s: float) -> None:
+        """Take part in a transfer that someone else drives, between `begin` and `end`."""
+        await self._guard(work, policy_version, timeout_s)
+
+    async def _guard(self, work: Awaitable[None], policy_version: int, timeout_s: float) -> None:
+        """Run one part of an update; where it fails, the engine is dirty and stays paused."""
+        try:
+            await asyncio.wait_for(work, timeout_s)
         except TimeoutError:
             self._dirty = f"update to policy version {policy_version} did not finish in {timeout_s:g} s"
             raise WaitTimeoutError(f"the engine to load policy version {policy_version}", timeout_s) from None
         except Exception as error:
             self._dirty = f"update to policy version {policy_version} failed: {error}"
             raise DirtyEngineError(self._dirty) from error
-        finally:
-            self._clear_staged()
-        self._dirty = None
-        self._serving.set()
-        return time.monotonic() - started
-
-    async def _swap(self, policy_version: int, paths: Sequence[str]) -> None:
-        await self.engine.pause()
-        await self.engine.load_weights(policy_version, paths)
-        await self.engine.resume()
 
     def _clear_staged(self) -> None:
         self._staged = []

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
@@ -69,7 +70,7 @@ class Rooms:
             room = config.rewards
             options = self._options(bundle, room.num_cpus, room.num_gpus, room.threads)
             self.reward_handles.append(
-                RewardWorker.options(**options).remote(room.writing, room.threads, int(room.num_gpus))
+                RewardWorker.options(**options).remote(room.writing, room.threads, math.ceil(room.num_gpus))
             )
         for bundle in index["learners"]:
             room = config.learners
@@ -90,6 +91,9 @@ class Rooms:
                     "OMP_NUM_THREADS": str(threads),
                     "MKL_NUM_THREADS": str(threads),
                     "TOKENIZERS_PARALLELISM": "false",
+                    # Keep freed memory: glibc would map and clear the same activations anew in every layer.
+                    "MALLOC_MMAP_THRESHOLD_": str(2**33),
+                    "MALLOC_TRIM_THRESHOLD_": str(2**34),
                     "VLLM_NO_USAGE_STATS": "1",
                 }
             },

@@ -93,10 +93,14 @@ class FsdpBackend:
         return tensor.tolist()
 
     def stream_weights(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield (Hugging Face name, whole tensor) one at a time; every rank must iterate in step (a collective each)."""
+        """Yield (Hugging Face name, whole tensor), one collective each: every rank must iterate in step."""
         for name, parameter in self.model.named_parameters():
             tensor = parameter.detach().to(dtype)
             yield name.removeprefix("lm."), tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def weight_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Return (Hugging Face name, whole shape) in the order of `stream_weights`, without a transfer."""
+        return [(name.removeprefix("lm."), tuple(p.shape)) for name, p in self.model.named_parameters()]
 
     def save(self, folder: str) -> None:
         """Write model and optimizer shards (torch.distributed.checkpoint) and this rank's RNG state."""

@@ -1,10 +1,11 @@
-"""The network that is trained: a Hugging Face causal language model that answers with log-probabilities, never logits."""
+"""The network that is trained: a causal language model that answers with log-probabilities, never logits."""
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from learners.packed_attention import register
 from lwz_ray.logprobs import chunked_logprobs
+from lwz_ray.packing import Segment
 
 
 class PolicyModel(torch.nn.Module):
@@ -42,7 +43,7 @@ class PolicyModel(torch.nn.Module):
         self,
         token_ids: torch.Tensor,
         position_ids: torch.Tensor,
-        boundaries: tuple[int, ...],
+        segments: tuple[Segment, ...],
         positions: torch.Tensor,
         targets: torch.Tensor,
         temperature: float,
@@ -53,7 +54,7 @@ class PolicyModel(torch.nn.Module):
         """
         decoder = self.lm.get_decoder()
         hidden = decoder(
-            input_ids=token_ids, position_ids=position_ids, use_cache=False, boundaries=boundaries
+            input_ids=token_ids, position_ids=position_ids, use_cache=False, segments=segments
         ).last_hidden_state
         head = self.lm.get_output_embeddings().weight
         return chunked_logprobs(hidden[0, positions], head, targets, temperature, self.chunk_tokens)

@@ -20,30 +20,27 @@ class PolicyObjective:
     temperature: float
 
     def loss(self, model: PolicyModel, batch: Microbatch, device: torch.device) -> tuple[torch.Tensor, list[float]]:
-        """Return the microbatch's share of the global loss (scalar, with gradient) and sums in the order of SUM_KEYS."""
-        rows = np.flatnonzero(batch.loss_mask)
-        if rows.size == 0:
+        """Return the microbatch's share of the global loss (scalar, with gradient) and its sums, as SUM_KEYS."""
+        rows, targets = batch.rows, batch.targets
+        if batch.num_trained == 0:
             # Nothing to train here, yet this rank must take part in the collectives of the others.
-            rows = np.zeros(1, dtype=np.int64)
-
-        def column(values: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(values[rows]).to(device)
-
+            rows = targets = np.zeros(1, dtype=np.int64)
         logprobs = model(
             torch.from_numpy(batch.token_ids)[None].to(device),
             torch.from_numpy(batch.position_ids)[None].to(device),
-            tuple(batch.boundaries.tolist()),
+            batch.segments,
             torch.from_numpy(rows).to(device),
-            column(batch.targets),
+            torch.from_numpy(targets).to(device),
             self.temperature,
         )
         out = clipped_policy_loss(
-            logprobs,
-            column(batch.old_logprobs),
-            column(batch.advantages),
-            column(batch.loss_mask),
-            column(batch.token_weights),
+            logprobs[: batch.num_trained],
+            torch.from_numpy(batch.rollout_logprobs).to(device),
+            torch.from_numpy(batch.advantages).to(device),
+            torch.from_numpy(batch.token_weights).to(device),
             self.clip_epsilon,
         )
+        # The untrained row enters with weight 0, so that backward reaches every parameter's hooks.
+        loss = out.loss + 0.0 * logprobs[batch.num_trained :].sum()
         sums = [out.loss.item(), out.num_clipped.item(), out.sum_abs_log_ratio.item(), out.sum_k3.item()]
-        return out.loss, [*map(float, sums), float(batch.loss_mask.sum())]
+        return loss, [*map(float, sums), float(batch.num_trained)]

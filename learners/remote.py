@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import ray
 
@@ -49,6 +50,12 @@ class LearnerActor:
     def stream_buckets(self, policy_version: int) -> Iterator[Bucket]:
         """Call with num_returns="streaming": each bucket goes to the object store as it is ready."""
         yield from self.trainer.stream_buckets(policy_version)
+
+    def open_nccl(self, client: Any, host: str, port: int, size: int) -> None:
+        self.trainer.open_nccl(client, host, port, size)
+
+    def send_nccl(self, policy_version: int) -> None:
+        self.trainer.send_nccl(policy_version)
 
     def clear_staged(self) -> None:
         self.trainer.clear_staged()

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +18,9 @@ from lwz_ray.records import StepResult
 from lwz_ray.staging import StagingFolder
 from lwz_ray.weights import Bucket, pack_buckets
 
+if TYPE_CHECKING:
+    from learners.vllm_nccl import NcclSender
+
 
 class Trainer:
     """One learner rank: a backend and an objective. Every rank makes the same calls in the same order."""
@@ -28,17 +32,19 @@ class Trainer:
         self.optimizer_steps = 0
         self.skipped_steps = 0
         self._staging: StagingFolder | None = None
+        self._sender: NcclSender | None = None
 
     def train(self, minibatches: Sequence[Sequence[Microbatch]]) -> StepResult:
         """Take one optimizer step per minibatch (this rank's microbatches of it); metrics are global."""
         started = time.monotonic()
         totals = dict.fromkeys(SUM_KEYS, 0.0)
-        norms, taken = [], 0
+        norms, taken, lr = [], 0, self._learning_rate()
         for microbatches in minibatches:
             sums, norm = self._gradients(microbatches)
             finite = math.isfinite(sums["loss"]) and math.isfinite(norm)
             if finite:
-                self.backend.apply(self._learning_rate())
+                lr = self._learning_rate()
+                self.backend.apply(lr)
                 self.optimizer_steps += 1
                 taken += 1
                 norms.append(norm)
@@ -48,7 +54,7 @@ class Trainer:
                 self.skipped_steps += 1
         tokens = max(totals["tokens"], 1.0)
         metrics = {
-            "train/lr": self._learning_rate(),
+            "train/lr": lr,
             "train/skipped": float(len(minibatches) - taken),
             "train/tokens": totals["tokens"],
             "time/train_s": time.monotonic() - started,
@@ -101,6 +107,19 @@ class Trainer:
         """Delete the staged files of the last publication."""
         if self._staging is not None:
             self._staging.clear()
+
+    def open_nccl(self, client: Any, host: str, port: int, size: int) -> None:
+        """Join the transfer group of rank 0 and the engines' workers; vLLM is needed only here."""
+        from learners.vllm_nccl import NcclSender
+
+        dtype = TORCH_DTYPES[self.settings.publish_dtype]
+        self._sender = NcclSender(self.backend, dtype, client, host, port, size)
+
+    def send_nccl(self, policy_version: int) -> None:
+        """Broadcast the weights to the engines."""
+        if self._sender is None:
+            raise RuntimeError("send_nccl before open_nccl")
+        self._sender.send(policy_version)
 
     def save(self, folder: str) -> None:
         """Write this rank's part of a checkpoint."""

@@ -1,7 +1,7 @@
 """Advantages from several rewards: normalised per reward within the group, then averaged.
 
-Averaging advantages, not rewards, keeps the reward with the widest scale from ruling (arXiv 2506.18841, section on GRPO).
-For reward k and sample i of a group:  A[k, i] = (r[k, i] - mean_group) / std_group;  A[i] = sum_k w_k A[k, i] / sum_k w_k.
+Averaging advantages, not rewards, keeps the reward with the widest scale from ruling (arXiv 2506.18841). For reward k
+and sample i of a group:  A[k, i] = (r[k, i] - mean_group) / std_group,  A[i] = sum_k w_k A[k, i] / sum_k w_k.
 """
 
 from collections.abc import Mapping

@@ -49,7 +49,7 @@ def train_sample(sample: Sample, advantage: float, token_weight: float, masked: 
     logprobs = np.zeros(num_prompt + num_completion, dtype=np.float32)
     logprobs[num_prompt:] = sample.completion.rollout_logprobs
     token_ids = np.concatenate([sample.prompt_token_ids, sample.completion.token_ids]).astype(np.int32)
-    return TrainSample(token_ids, mask, logprobs, float(advantage), token_weight)
+    return TrainSample(token_ids, num_prompt, mask, logprobs, float(advantage), token_weight)
 
 
 def minibatches_of(

@@ -6,20 +6,43 @@ The tree is plain pydantic: `launch/` composes YAML into a dict and validates it
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Language = Literal["en", "zh"]
+from lwz_ray.config_base import Language, Node, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Share
+from lwz_ray.config_rooms import (
+    ActorsConfig,
+    ClusterConfig,
+    FormatRewardConfig,
+    LearnersConfig,
+    LengthRewardConfig,
+    RewardsConfig,
+    WeightsConfig,
+    WritingRewardConfig,
+)
 
-
-class Node(BaseModel):
-    """A frozen config node that refuses unknown keys and silent type changes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+__all__ = [
+    "ActorsConfig",
+    "AlgorithmConfig",
+    "ClusterConfig",
+    "ColumnsConfig",
+    "Config",
+    "DataConfig",
+    "EvalConfig",
+    "FailuresConfig",
+    "FormatRewardConfig",
+    "LearnersConfig",
+    "LengthRewardConfig",
+    "ModelConfig",
+    "Node",
+    "OptimizerConfig",
+    "RewardsConfig",
+    "RunConfig",
+    "SamplingConfig",
+    "TemplateConfig",
+    "TrackingConfig",
+    "WeightsConfig",
+    "WritingRewardConfig",
+]
 
 
 class RunConfig(Node):
@@ -107,87 +130,6 @@ class SamplingConfig(Node):
     max_tokens: Positive
 
 
-class ActorsConfig(Node):
-    """Rollout Ray actors, each owning one engine."""
-
-    replicas: Positive
-    tensor_parallel_size: Positive
-    num_cpus: PositiveFloat
-    num_gpus: NonNegativeFloat
-    """Per replica; at least tensor_parallel_size on GPUs, 0 on CPUs."""
-    threads: Positive
-    max_num_seqs: Positive
-    kv_cache_mib: Positive | None
-    """KV cache of one engine; null lets `memory_utilization` decide."""
-    memory_utilization: Share
-    dtype: Literal["bfloat16", "float16", "float32"]
-    enforce_eager: bool
-    start_timeout_s: PositiveFloat
-    request_timeout_s: PositiveFloat
-
-
-class LengthRewardConfig(Node):
-    """The paper's length reward; the rule for L_max is ours."""
-
-    l_max_factor: Annotated[float, Field(ge=1)]
-    """L_max = factor * L_upper (at least L_upper + 1)."""
-    on_missing_range: Literal["error", "drop", "abstain"]
-    """For a request with no range in the data and none in its words."""
-
-
-class FormatRewardConfig(Node):
-    """Structure plus a penalty for repeated content; thresholds are ours (the paper leaves them open)."""
-
-    partial_credit: bool
-    """Graded structure (a base model must find the tags) instead of all or nothing."""
-    repetition_ngram: Positive
-    """Words (CJK: characters) per n-gram of the repetition measure."""
-    repetition_free: Annotated[float, Field(ge=0, lt=1)]
-    """Share of repeated n-grams that costs nothing."""
-
-
-class WritingRewardConfig(Node):
-    """A Hugging Face sequence-classification folder with one output, served by the reward pool."""
-
-    path: str | None
-    """null: no writing reward."""
-    engine: Literal["transformers", "vllm"]
-    max_length_tokens: Positive
-    batch_size: Positive
-    dtype: Literal["bfloat16", "float32"]
-    kv_cache_mib: Positive
-    memory_utilization: Share
-
-
-class RewardsConfig(Node):
-    """Reward components, their weights, and the pool of reward-model Ray actors."""
-
-    replicas: Positive
-    num_cpus: PositiveFloat
-    num_gpus: NonNegativeFloat
-    threads: Positive
-    weights: dict[Literal["length", "writing", "format"], NonNegativeFloat]
-    """0: measured and logged, never in the advantage."""
-    length: LengthRewardConfig
-    format: FormatRewardConfig
-    writing: WritingRewardConfig
-    start_timeout_s: PositiveFloat
-    request_timeout_s: PositiveFloat
-
-    @property
-    def active(self) -> tuple[str, ...]:
-        """Components that steer learning, in a fixed order."""
-        return tuple(k for k in ("length", "writing", "format") if self.weights.get(k, 0.0) > 0)
-
-    @model_validator(mode="after")
-    def _some_reward(self) -> Self:
-        if not self.active:
-            raise ValueError(f"rewards.weights={self.weights}: every weight is 0, nothing to learn from")
-        if self.weights.get("writing", 0.0) > 0 and self.writing.path is None:
-            raise ValueError("rewards.weights.writing > 0 but rewards.writing.path is null: name a model folder")
-        return self
-
-
 class AlgorithmConfig(Node):
     """The policy-gradient objective."""
 
@@ -222,35 +164,6 @@ class OptimizerConfig(Node):
     max_grad_norm: PositiveFloat
 
 
-class LearnersConfig(Node):
-    """The learner group: `ranks` Ray actors that train one policy."""
-
-    backend: Literal["fsdp"]
-    ranks: Positive
-    num_cpus: PositiveFloat
-    num_gpus: NonNegativeFloat
-    threads: Positive
-    device: Literal["cpu", "cuda"]
-    dtype: Literal["bfloat16", "float32"]
-    """Compute dtype; master weights and gradient reduction are float32."""
-    microbatch_tokens: Positive
-    logprob_chunk_tokens: Positive
-    activation_checkpointing: bool
-    reshard_after_forward: bool
-    start_timeout_s: PositiveFloat
-    step_timeout_s: PositiveFloat
-
-
-class WeightsConfig(Node):
-    """How new weights reach the rollout actors."""
-
-    mode: Literal["auto", "shm", "object_store", "nccl"]
-    """auto: shm where learner and rollout actors share a host, nccl on GPUs, else object_store."""
-    bucket_mib: Positive
-    staging_dir: str
-    timeout_s: PositiveFloat
-
-
 class FailuresConfig(Node):
     """Caps on what may go wrong before the run fails."""
 
@@ -264,19 +177,6 @@ class TrackingConfig(Node):
     wandb: bool
     project: str
     progress: bool
-
-
-class ClusterConfig(Node):
-    """The Ray cluster: `local` starts one in this process, `auto` joins a running one."""
-
-    address: str
-    num_cpus: Positive | None
-    start_timeout_s: PositiveFloat
-    nodes: Positive | None
-    """For the plan of `dry_run`; null: not known."""
-    gpus_per_node: NonNegative
-    gpu_memory_gib: PositiveFloat | None
-    """For the plan of `dry_run`; null where there is no GPU."""
 
 
 class Config(Node):
@@ -319,8 +219,9 @@ class Config(Node):
         need = self.data.max_prompt_tokens + self.sampling.max_tokens
         if need > self.model.max_length_tokens:
             raise ValueError(
-                f"data.max_prompt_tokens={self.data.max_prompt_tokens} + sampling.max_tokens={self.sampling.max_tokens} "
-                f"= {need} exceeds model.max_length_tokens={self.model.max_length_tokens}: lower one of the first two"
+                f"data.max_prompt_tokens={self.data.max_prompt_tokens} + "
+                f"sampling.max_tokens={self.sampling.max_tokens} = {need} exceeds "
+                f"model.max_length_tokens={self.model.max_length_tokens}: lower one of the first two"
             )
         if self.model.max_length_tokens > self.learners.microbatch_tokens:
             raise ValueError(

@@ -35,10 +35,15 @@ class Ledger:
         return len(self._open)
 
     @property
+    def kept(self) -> int:
+        """Groups admitted and not dropped."""
+        return self.admitted - sum(self.dropped.values())
+
+    @property
     def capacity(self) -> int:
         """How many groups may be admitted now."""
         limit = (self.rounds + 1 + self._max_staleness) * self._groups_per_step
-        return max(0, limit - (self.admitted - sum(self.dropped.values())))
+        return max(0, limit - self.kept)
 
     @property
     def open_groups(self) -> list[int]:

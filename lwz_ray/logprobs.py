@@ -10,7 +10,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
     """log softmax(h W^T / T)[target], chunk by chunk, forward and backward."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature, chunk_tokens):  # noqa: ANN001, ANN205
+    def forward(ctx, hidden, weight, targets, temperature, chunk_tokens):
         out = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
         for start in range(0, targets.shape[0], chunk_tokens):
             part = slice(start, start + chunk_tokens)
@@ -21,7 +21,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad_out):  # noqa: ANN001, ANN205
+    def backward(ctx, grad_out):
         hidden, weight, targets = ctx.saved_tensors
         grad_hidden = torch.zeros_like(hidden)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
@@ -38,16 +38,18 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
 def _logits(hidden: torch.Tensor, weight: torch.Tensor, temperature: float) -> torch.Tensor:
     """Return float32 logits [chunk, vocabulary] of the distribution that is sampled from."""
-    return (hidden.to(weight.dtype) @ weight.T).float() / temperature
+    logits = (hidden.to(weight.dtype) @ weight.T).float()
+    return logits if temperature == 1.0 else logits.div_(temperature)
 
 
 def chunked_logprobs(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float, chunk_tokens: int
 ) -> torch.Tensor:
-    """Return float32 log-probabilities [num_tokens] of `targets` under softmax(hidden @ weight.T / temperature).
+    """Return float32 log-probabilities [num_tokens] of `targets` under softmax(hidden @ weight.T / T).
 
-    hidden: [num_tokens, hidden_size]; weight: [vocabulary, hidden_size], the output embedding; targets: int64 [num_tokens].
-    temperature: the one used in sampling. At most `chunk_tokens` rows of logits exist at any time, forward or backward.
+    hidden: [num_tokens, hidden_size]; weight: [vocabulary, hidden_size], the output embedding; targets: int64
+    [num_tokens]. temperature T: the one used in sampling. At most `chunk_tokens` rows of logits exist at any time,
+    forward or backward.
     """
     if hidden.shape[0] != targets.shape[0]:
         raise ValueError(f"hidden has {hidden.shape[0]} rows for {targets.shape[0]} targets")

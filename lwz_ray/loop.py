@@ -95,10 +95,11 @@ class TrainingLoop:
     # -- making groups
 
     def _dispatch(self) -> None:
-        """Start as many groups as the ledger has capacity for; groups to be made again come first."""
+        """Start as many groups as the ledger has capacity for and the run still needs; those to be made again first."""
         while self._again:
             self._start(self._again.pop(0))
-        while self.ledger.capacity:
+        needed = self.config.steps * self.config.groups_per_step
+        while self.ledger.capacity and self.ledger.kept < needed:
             group_id = self.progress.next_group
             self.ledger.admit(group_id)
             self.progress.next_group += 1

@@ -29,33 +29,28 @@ def clipped_policy_loss(
     logprobs: torch.Tensor,
     old_logprobs: torch.Tensor,
     advantages: torch.Tensor,
-    loss_mask: torch.Tensor,
     token_weights: torch.Tensor,
     clip_epsilon: float,
 ) -> PolicyLoss:
-    """Return the clipped surrogate of PPO and GRPO (arXiv 1707.06347 eq. 7), all tensors [num_tokens].
+    """Return the clipped surrogate of PPO and GRPO (arXiv 1707.06347 eq. 7), all tensors [num_trained].
 
-    loss = sum_t m_t w_t * -min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t),  rho_t = exp(logprobs_t - old_logprobs_t).
-    `token_weights` holds the denominators (see `token_weights_of`). Masked tokens contribute exactly 0, even if not finite.
+    loss = sum_t w_t * -min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t),  rho_t = exp(logprobs_t - old_logprobs_t).
+    Only trained tokens are passed; `token_weights` holds the denominators (see `token_weights_of`).
     """
-    zero = torch.zeros((), dtype=logprobs.dtype, device=logprobs.device)
-    log_ratio = torch.where(loss_mask, logprobs - old_logprobs, zero)
+    log_ratio = logprobs - old_logprobs
     ratio = torch.exp(log_ratio)
     plain = ratio * advantages
     clipped = torch.clamp(ratio, 1.0 - clip_epsilon, 1.0 + clip_epsilon) * advantages
-    per_token = torch.where(loss_mask, -torch.minimum(plain, clipped) * token_weights, zero)
+    loss = (-torch.minimum(plain, clipped) * token_weights).sum()
     with torch.no_grad():
-        num_clipped = (loss_mask & (clipped < plain)).sum()
-        sum_abs = log_ratio.abs().sum()
-        sum_k3 = torch.where(loss_mask, ratio - 1.0 - log_ratio, zero).sum()
-    return PolicyLoss(per_token.sum(), num_clipped, sum_abs, sum_k3)
+        return PolicyLoss(loss, (clipped < plain).sum(), log_ratio.abs().sum(), (ratio - 1.0 - log_ratio).sum())
 
 
 def token_weights_of(num_trained_tokens: Sequence[int], aggregation: Aggregation) -> list[float]:
     """Return each sample's per-token weight for a whole optimizer batch.
 
     `sequence_mean` (GRPO): mean over samples of the mean over their tokens, 1 / (N * len_i).
-    `token_mean` (DAPO): mean over all tokens, 1 / sum(len). A sample without trained tokens weighs 0 and is left out of N.
+    `token_mean` (DAPO): mean over all tokens, 1 / sum(len). A sample without trained tokens weighs 0, not counted in N.
     """
     trained = [n for n in num_trained_tokens if n > 0]
     if aggregation == "token_mean":

@@ -1,6 +1,10 @@
 """Packed microbatches by token budget, balanced over ranks. Every trained token appears exactly once.
 
-A microbatch is one row of concatenated samples; attention and positions restart at each sample's boundary.
+A microbatch is one row. Samples of one prompt share its tokens: the prompt is computed once, and each completion
+attends to it and to itself, which a causal model cannot tell from computing every sample alone.
+
+    row       p0 p0 p0 │ a a a a │ b b b │ p1 p1 │ c c c c c
+    segments  prompt 0   a: p0+a   b: p0+b  prompt 1  c: p1+c
 """
 
 from collections.abc import Sequence
@@ -10,40 +14,77 @@ import numpy as np
 
 from lwz_ray.records import TrainSample
 
+Segment = tuple[int, int, int, int]
+"""(prefix start, prefix stop, start, stop): row[start:stop] attends to row[prefix] and causally to itself."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Microbatch:
-    """Samples in one row. Position t predicts token t + 1 of the same sample; others are masked.
-
-    All arrays are [num_tokens] but `boundaries` [num_samples + 1].
-    """
+    """One packed row, and what is trained in it."""
 
     token_ids: np.ndarray
+    """int64 [num_tokens]"""
     position_ids: np.ndarray
+    """int64 [num_tokens], as if each sample stood alone"""
+    segments: tuple[Segment, ...]
+    rows: np.ndarray
+    """int64 [num_trained]: the position whose output predicts each trained token; a prompt's last one may recur"""
     targets: np.ndarray
-    """int64: the next token of the same sample; 0 where masked"""
-    loss_mask: np.ndarray
-    old_logprobs: np.ndarray
+    """int64 [num_trained]: the trained tokens"""
+    rollout_logprobs: np.ndarray
+    """float32 [num_trained]"""
     advantages: np.ndarray
+    """float32 [num_trained]"""
     token_weights: np.ndarray
-    boundaries: np.ndarray
-    """int64 cumulative starts, ending with num_tokens"""
+    """float32 [num_trained]"""
 
     @property
     def num_tokens(self) -> int:
         return int(self.token_ids.shape[0])
 
+    @property
+    def num_trained(self) -> int:
+        return int(self.targets.shape[0])
+
+
+def split_over_ranks(samples: Sequence[TrainSample], budget: int, ranks: int) -> list[list[Microbatch]]:
+    """Return each rank's microbatches of one optimizer batch.
+
+    Every rank gets the same number (collectives run in lockstep), each within `budget` tokens. Raises ValueError where
+    a single sample exceeds the budget.
+    """
+    families = group_by_prompt(samples, budget)
+    plan = assign([_family_tokens(samples, f) for f in families], budget, ranks)
+    return [
+        [build_microbatch([[samples[i] for i in families[f]] for f in members]) for members in rank] for rank in plan
+    ]
+
+
+def group_by_prompt(samples: Sequence[TrainSample], budget: int) -> list[list[int]]:
+    """Return runs of neighbouring samples that share a prompt, each at most half the budget unless it is one sample.
+
+    Half, so that runs can still be balanced over microbatches and ranks.
+    """
+    families: list[list[int]] = []
+    for i, sample in enumerate(samples):
+        if families and _same_prompt(samples[families[-1][0]], sample):
+            longer = [*families[-1], i]
+            if _family_tokens(samples, longer) <= budget // 2:
+                families[-1] = longer
+                continue
+        families.append([i])
+    return families
+
 
 def assign(lengths: Sequence[int], budget: int, ranks: int) -> list[list[list[int]]]:
-    """Return [rank][microbatch] -> sample indices: each index once, each microbatch within `budget` tokens.
+    """Return [rank][microbatch] -> item indices: each index once, each microbatch within `budget` tokens.
 
-    Every rank gets the same number of microbatches (collectives run in lockstep), as few as fit; an empty one is allowed.
-    Longest first into the least loaded microbatch; then the fullest microbatches are dealt over the ranks.
-    Raises ValueError where a single sample exceeds the budget.
+    Every rank gets the same number of microbatches, as few as fit; an empty one is allowed. Longest first into the
+    least loaded microbatch; then the fullest microbatches are dealt over the ranks.
     """
     for index, length in enumerate(lengths):
         if length > budget:
-            raise ValueError(f"sample {index} has {length} tokens, over the microbatch budget of {budget}")
+            raise ValueError(f"item {index} has {length} tokens, over the microbatch budget of {budget}")
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     rounds = max(1, -(-sum(lengths) // (budget * ranks)))
     while True:
@@ -53,8 +94,74 @@ def assign(lengths: Sequence[int], budget: int, ranks: int) -> list[list[list[in
         rounds += 1
 
 
+def build_microbatch(families: Sequence[Sequence[TrainSample]]) -> Microbatch:
+    """Lay out families of samples that share a prompt; none gives one untrained token, so that a rank keeps in step."""
+    if not families:
+        families = [[TrainSample(np.zeros(1, np.int32), 1, np.zeros(1, bool), np.zeros(1, np.float32), 0.0, 0.0)]]
+    row = _Row()
+    for samples in families:
+        row.add(samples)
+    return row.build()
+
+
+class _Row:
+    """A microbatch in the making."""
+
+    def __init__(self) -> None:
+        self._ids: list[np.ndarray] = []
+        self._positions: list[np.ndarray] = []
+        self._segments: list[Segment] = []
+        self._trained: list[tuple[np.ndarray, ...]] = []
+        self._size = 0
+
+    def add(self, samples: Sequence[TrainSample]) -> None:
+        """Append one prompt and the completions of its samples."""
+        num_prompt = samples[0].num_prompt_tokens
+        prompt_start = self._size
+        self._append(samples[0].token_ids[:num_prompt], 0, (prompt_start, prompt_start))
+        for sample in samples:
+            start = self._size
+            own = slice(num_prompt, sample.num_tokens)
+            self._append(sample.token_ids[own], num_prompt, (prompt_start, prompt_start + num_prompt))
+            trained = np.flatnonzero(sample.loss_mask[own])
+            # Token j of a completion is predicted at the position before it; the first one at the prompt's last token.
+            before = np.where(trained == 0, prompt_start + num_prompt - 1, start + trained - 1)
+            self._trained.append(
+                (
+                    before.astype(np.int64),
+                    sample.token_ids[own][trained].astype(np.int64),
+                    sample.rollout_logprobs[own][trained].astype(np.float32),
+                    np.full(trained.size, sample.advantage, dtype=np.float32),
+                    np.full(trained.size, sample.token_weight, dtype=np.float32),
+                )
+            )
+
+    def _append(self, token_ids: np.ndarray, first_position: int, prefix: tuple[int, int]) -> None:
+        if token_ids.size == 0:
+            return
+        stop = self._size + token_ids.size
+        self._ids.append(token_ids.astype(np.int64))
+        self._positions.append(np.arange(first_position, first_position + token_ids.size, dtype=np.int64))
+        self._segments.append((*prefix, self._size, stop))
+        self._size = stop
+
+    def build(self) -> Microbatch:
+        columns = [np.concatenate(c) for c in zip(*self._trained, strict=True)]
+        return Microbatch(np.concatenate(self._ids), np.concatenate(self._positions), tuple(self._segments), *columns)
+
+
+def _same_prompt(a: TrainSample, b: TrainSample) -> bool:
+    n = a.num_prompt_tokens
+    return n == b.num_prompt_tokens and np.array_equal(a.token_ids[:n], b.token_ids[:n])
+
+
+def _family_tokens(samples: Sequence[TrainSample], family: Sequence[int]) -> int:
+    num_prompt = samples[family[0]].num_prompt_tokens
+    return num_prompt + sum(samples[i].num_tokens - num_prompt for i in family)
+
+
 def _fill(order: Sequence[int], lengths: Sequence[int], budget: int, num_bins: int) -> list[list[int]] | None:
-    """Place samples, longest first, into the least loaded bin; None where one does not fit."""
+    """Place items, longest first, into the least loaded bin; None where one does not fit."""
     bins: list[list[int]] = [[] for _ in range(num_bins)]
     loads = [0] * num_bins
     for i in order:
@@ -75,31 +182,3 @@ def _deal(bins: list[list[int]], lengths: Sequence[int], ranks: int, rounds: int
         out[rank].append(sorted(members))
         loads[rank] += sum(lengths[i] for i in members)
     return out
-
-
-def build_microbatch(samples: Sequence[TrainSample]) -> Microbatch:
-    """Concatenate samples into one row; an empty list gives one masked token, so that a rank can keep in step."""
-    if not samples:
-        one = np.zeros(1, dtype=np.int64)
-        nothing = np.zeros(1, dtype=np.float32)
-        return Microbatch(one, one, one, np.zeros(1, bool), nothing, nothing, nothing, np.array([0, 1]))
-    columns: dict[str, list[np.ndarray]] = {k: [] for k in ("ids", "pos", "tgt", "mask", "old", "adv", "w")}
-    for s in samples:
-        n = s.num_tokens
-        mask = np.append(s.loss_mask[1:], False)
-        columns["ids"].append(s.token_ids.astype(np.int64))
-        columns["pos"].append(np.arange(n, dtype=np.int64))
-        columns["tgt"].append(np.append(s.token_ids[1:], 0).astype(np.int64))
-        columns["mask"].append(mask)
-        columns["old"].append(np.append(s.rollout_logprobs[1:], 0.0).astype(np.float32))
-        columns["adv"].append(np.full(n, s.advantage, dtype=np.float32))
-        columns["w"].append(np.where(mask, s.token_weight, 0.0).astype(np.float32))
-    flat = {k: np.concatenate(v) for k, v in columns.items()}
-    starts = np.concatenate([[0], np.cumsum([s.num_tokens for s in samples])])
-    return Microbatch(flat["ids"], flat["pos"], flat["tgt"], flat["mask"], flat["old"], flat["adv"], flat["w"], starts)
-
-
-def split_over_ranks(samples: Sequence[TrainSample], budget: int, ranks: int) -> list[list[Microbatch]]:
-    """Return each rank's microbatches of one optimizer batch."""
-    plan = assign([s.num_tokens for s in samples], budget, ranks)
-    return [[build_microbatch([samples[i] for i in members]) for members in rank] for rank in plan]

@@ -124,19 +124,26 @@ class TrainSample:
 
     token_ids: np.ndarray
     """int32 [num_tokens]"""
+    num_prompt_tokens: int
+    """At least 1 where anything is trained: the first completion token is predicted from the prompt's last."""
     loss_mask: np.ndarray
-    """bool [num_tokens], true on completion tokens; built from roles, never from token values."""
+    """bool [num_tokens], true on trained completion tokens; built from roles, never from token values."""
     rollout_logprobs: np.ndarray
     """float32 [num_tokens], 0 on prompt tokens."""
     advantage: float
     token_weight: float
-    """What each trained token's loss is multiplied by: the global denominator, so that sums need no rank or microbatch."""
+    """What each trained token's loss is multiplied by: the global denominator, so that losses simply add up."""
 
     def __post_init__(self) -> None:
         n = self.token_ids.shape[0]
+        if not 0 <= self.num_prompt_tokens <= n or self.loss_mask[: self.num_prompt_tokens].any():
+            raise ValueError(
+                f"train sample: {self.num_prompt_tokens} prompt tokens of {n}, none of them may be trained"
+            )
         if self.loss_mask.shape != (n,) or self.rollout_logprobs.shape != (n,):
             raise ValueError(
-                f"train sample: {n} token_ids, loss_mask {self.loss_mask.shape}, rollout_logprobs {self.rollout_logprobs.shape}"
+                f"train sample: {n} token_ids, loss_mask {self.loss_mask.shape}, "
+                f"rollout_logprobs {self.rollout_logprobs.shape}"
             )
 
     @property

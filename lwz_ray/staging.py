@@ -5,6 +5,7 @@ The folder's name carries its writer's process id and start time, so that a late
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from lwz_ray.errors import InfrastructureError
 from lwz_ray.weights import Bucket, BucketHeader, unpack
 
 PREFIX = "lwz_ray-weights-"
+START_TOLERANCE_S = 5.0
+_NAME = re.compile(PREFIX + r"(\d+)-(\d+)-[0-9a-f]+")
 
 
 class StagingFolder:
@@ -64,16 +67,18 @@ def sweep(parent: str) -> list[str]:
     """Delete staging folders whose writer no longer runs; return their names."""
     gone = []
     for path in Path(parent).glob(f"{PREFIX}*"):
-        pid, started = path.name.removeprefix(PREFIX).split("-")[:2]
-        if not _alive(int(pid), int(started)):
+        writer = _NAME.fullmatch(path.name)
+        if writer and not _alive(int(writer[1]), int(writer[2])):
             shutil.rmtree(path, ignore_errors=True)
-            gone.append(path.name)
+            if not path.exists():
+                gone.append(path.name)
     return gone
 
 
 def _alive(pid: int, started: int) -> bool:
+    """Compare to a few seconds: a start time is computed from the boot time, which moves when the clock is set."""
     try:
-        return int(psutil.Process(pid).create_time()) == started
+        return abs(psutil.Process(pid).create_time() - started) <= START_TOLERANCE_S
     except psutil.NoSuchProcess:
         return False
 

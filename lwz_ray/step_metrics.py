@@ -23,7 +23,8 @@ def group_metrics(made: Sequence[MadeGroup], weights: dict[str, float]) -> dict[
         "time/generate_s": float(np.mean([m.generate_s for m in made])),
         "time/score_s": float(np.mean([m.score_s for m in made])),
     }
-    for key in sorted({k for s in samples for k in s.measures}):
+    # `num_words` is `rollout/mean_words` already.
+    for key in sorted({k for s in samples for k in s.measures} - {"num_words"}):
         out[f"rollout/{key}"] = float(np.mean([s.measures[key] for s in samples if key in s.measures]))
     ranged = [(s.num_words, s.prompt.length_range) for s in samples if s.prompt.length_range]
     if ranged:

@@ -95,5 +95,7 @@ def unpack(header: BucketHeader, payload: np.ndarray) -> Iterator[tuple[str, tor
     verify(header, payload)
     flat = torch.from_numpy(payload)
     for entry in header.tensors:
-        raw = flat[entry.offset : entry.offset + entry.num_bytes]
-        yield entry.name, raw.view(DTYPES[entry.dtype]).reshape(entry.shape)
+        raw, dtype = flat[entry.offset : entry.offset + entry.num_bytes], DTYPES[entry.dtype]
+        # A tensor after one of a narrower type may lie between two of its own elements, where no view can start.
+        raw = raw.clone() if entry.offset % dtype.itemsize else raw
+        yield entry.name, raw.view(dtype).reshape(entry.shape)

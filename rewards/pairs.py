@@ -1,6 +1,7 @@
 """Turn prompts and answers into the tokens that a reward model reads, alike for every engine."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 from lwz_ray.config import WritingRewardConfig
 from lwz_ray.errors import UserError
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +37,11 @@ def check_folder(config: WritingRewardConfig) -> Path:
     Raises UserError where the path is no model folder, the model is of another kind (a causal model would load with a
     new, random head), has more than one output, or fewer positions than `max_length_tokens`.
     """
-    folder = Path(config.path or "")
+    if config.path is None:
+        raise UserError("rewards.writing.path=null: name a Hugging Face model folder")
+    folder = _local_folder(config.path)
     file = folder / "config.json"
-    if config.path is None or not file.is_file():
+    if not file.is_file():
         raise UserError(f"rewards.writing.path={config.path}: no config.json there; name a Hugging Face model folder")
     model = json.loads(file.read_text(encoding="utf-8"))
     kinds = model.get("architectures") or []
@@ -59,6 +64,21 @@ def check_folder(config: WritingRewardConfig) -> Path:
             f"{config.path}; lower it"
         )
     return folder
+
+
+def _local_folder(path: str) -> Path:
+    """Return a folder as it is, and the local copy of a hub name (owner/name), fetched where the hub may be asked."""
+    if Path(path).is_dir() or not _HUB_NAME.fullmatch(path):
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]))
+    except Exception as error:  # offline, no such model, no access, no network: each its own kind
+        raise UserError(
+            f"rewards.writing.path=hub:{path}: neither in the local cache nor to be had from the hub: "
+            f"{type(error).__name__}; download it first and name the folder"
+        ) from error
 
 
 class PairEncoder:

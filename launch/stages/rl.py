@@ -91,7 +91,7 @@ class RlStage:
     async def _work(self) -> None:
         say = self._say
         say(f"run folder: {self.folder.path}")
-        if not self.prompts.counts.get("kept") == self.prompts.counts.get("read"):
+        if self.prompts.counts["kept"] != self.prompts.counts["read"]:
             say(f"prompts: {self.prompts.counts}")
         self._logs = connect(self.config)
         say(f"starting engines and learners (Ray's logs: {self._logs})")

@@ -131,15 +131,16 @@ def other_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
     folder = tmp_path_factory.mktemp("models")
-    shape: dict[str, Any] = dict(
-        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
-    )
     for name, kind, num_labels in (
         ("two", LlamaForSequenceClassification, 2),
         ("five", LlamaForSequenceClassification, 5),
         ("causal", LlamaForCausalLM, 1),
     ):
-        kind(LlamaConfig(**shape | {"num_labels": num_labels})).save_pretrained(folder / name)
+        config: Any = LlamaConfig(
+            vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+        )
+        config.num_labels = num_labels
+        kind(config).save_pretrained(folder / name)
     return folder
 
 
@@ -156,6 +157,15 @@ def other_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_other_models_are_refused_before_they_load(engine: str, name: str, reason: str, other_models: Path) -> None:
     with pytest.raises(UserError, match=reason):
         load_classifier(writing(other_models / name, engine), threads=1, num_gpus=0)
+
+
+@ENGINES
+def test_a_hub_name_that_cannot_be_had_is_refused(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="hub:nobody/nothing: neither in the local cache nor to be had from the hub"):
+        load_classifier(writing("nobody/nothing", engine), threads=1, num_gpus=0)
 
 
 @ENGINES

@@ -1,0 +1,95 @@
+"""Advantages worked out by hand: three rewards of different scales, one without spread, abstentions, weights."""
+
+import numpy as np
+import pytest
+
+from lwz_ray.advantages import SPREAD_FLOOR, Method, batch_advantages, group_advantages, has_spread, normalise
+
+NAN = float("nan")
+THREE = {
+    "length": np.array([0.0, 1.0, 0.0, 1.0]),  # mean 0.5, std 0.5: -1, 1, -1, 1
+    "writing": np.array([10.0, 30.0, 30.0, 10.0]),  # mean 20, std 10: -1, 1, 1, -1
+    "format": np.array([0.7, 0.7, 0.7, 0.7]),  # no spread: 0, 0, 0, 0
+}
+EQUAL = {"length": 1.0, "writing": 1.0, "format": 1.0}
+
+
+def test_each_reward_is_normalised_then_averaged() -> None:
+    # Sums of the normalised rows -2, 2, 0, 0 over the three weights.
+    np.testing.assert_allclose(group_advantages(THREE, EQUAL), [-2 / 3, 2 / 3, 0.0, 0.0], atol=1e-12)
+
+
+def test_weights_enter_numerator_and_denominator() -> None:
+    # 3 * (-1, 1, -1, 1) + 1 * (-1, 1, 1, -1) = -4, 4, -2, 2 over 3 + 1; a weight of 0 leaves format out.
+    weights = {"length": 3.0, "writing": 1.0, "format": 0.0}
+    np.testing.assert_allclose(group_advantages(THREE, weights), [-1.0, 1.0, -0.5, 0.5], atol=1e-12)
+
+
+def test_a_reward_on_a_hundred_times_the_scale_changes_nothing() -> None:
+    wide = THREE | {"writing": 100.0 * THREE["writing"] - 7.0}
+    np.testing.assert_allclose(group_advantages(wide, EQUAL), group_advantages(THREE, EQUAL), atol=1e-12)
+
+
+def test_the_sum_is_normalised_where_the_sum_is_asked_for() -> None:
+    # Sums 10.7, 31.7, 30.7, 11.7: mean 21.2, deviations -10.5, 10.5, 9.5, -9.5, std sqrt((110.25 + 90.25) / 2) = 10.0125.
+    expected = np.array([-10.5, 10.5, 9.5, -9.5]) / 10.012492197250394
+    np.testing.assert_allclose(group_advantages(THREE, EQUAL, "normalise_sum"), expected, atol=1e-12)
+
+
+def test_an_abstaining_sample_gets_nothing_from_that_reward() -> None:
+    # length of the three present: mean 2, std sqrt(8/3) = 1.632993: -2, 0, 2 over it; the abstaining one 0.
+    rewards = {"length": np.array([0.0, 2.0, 4.0, NAN]), "format": np.array([0.0, 0.0, 1.0, 1.0])}
+    expected = [(-1.224744871 - 1) / 2, (0.0 - 1) / 2, (1.224744871 + 1) / 2, (0.0 + 1) / 2]
+    np.testing.assert_allclose(group_advantages(rewards, {"length": 1.0, "format": 1.0}), expected, atol=1e-9)
+
+
+def test_in_a_sum_an_abstaining_sample_takes_the_mean() -> None:
+    # Filled: 0, 2, 4, 2; plus format: 0, 2, 5, 3; mean 2.5, squares 6.25 + 0.25 + 6.25 + 0.25 = 13, std sqrt(3.25).
+    rewards = {"length": np.array([0.0, 2.0, 4.0, NAN]), "format": np.array([0.0, 0.0, 1.0, 1.0])}
+    expected = np.array([-2.5, -0.5, 2.5, 0.5]) / 1.8027756377319946
+    found = group_advantages(rewards, {"length": 1.0, "format": 1.0}, "normalise_sum")
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_the_batch_is_whitened_where_that_is_asked_for() -> None:
+    # Group sums of the normalised rows: -2, 2, 0, 0 and (-1, 1, -1, 1) + 0 (one reward with spread).
+    # Together mean 0, variance (4 + 4 + 1 + 1 + 1 + 1) / 8 = 1.5.
+    second = {k: THREE["length"] if k == "length" else np.ones(4) for k in THREE}
+    one, two = batch_advantages([THREE, second], EQUAL, "normalise_sum_batch")
+    np.testing.assert_allclose(one, np.array([-2.0, 2.0, 0.0, 0.0]) / 1.224744871391589, atol=1e-12)
+    np.testing.assert_allclose(two, np.array([-1.0, 1.0, -1.0, 1.0]) / 1.224744871391589, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["mean_of_normalised", "normalise_sum"])
+def test_other_methods_do_not_look_across_groups(method: Method) -> None:
+    second = {k: 5.0 * v[::-1] for k, v in THREE.items()}
+    for rewards, found in zip([THREE, second], batch_advantages([THREE, second], EQUAL, method), strict=True):
+        np.testing.assert_array_equal(found, group_advantages(rewards, EQUAL, method))
+
+
+@pytest.mark.parametrize("method", ["mean_of_normalised", "normalise_sum", "normalise_sum_batch"])
+@pytest.mark.parametrize("value", [0.0, 0.1, NAN])
+def test_no_spread_anywhere_gives_exactly_zero(method: Method, value: float) -> None:
+    flat = {"length": np.full(3, value), "format": np.full(3, 0.3)}
+    for found in batch_advantages([flat, flat], {"length": 1.0, "format": 1.0}, method):
+        np.testing.assert_array_equal(found, np.zeros(3))
+
+
+def test_spread_is_judged_on_present_values() -> None:
+    assert SPREAD_FLOOR == 1e-6
+    assert has_spread(np.array([0.0, 2.1e-6]))  # std 1.05e-6
+    assert not has_spread(np.array([0.0, 1.9e-6]))  # std 0.95e-6
+    assert not has_spread(np.array([1.0, NAN, NAN]))
+    assert not has_spread(np.array([]))
+    np.testing.assert_array_equal(normalise(np.array([1.0, NAN, 3.0])), [-1.0, 0.0, 1.0])
+
+
+def test_nothing_to_learn_from_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no reward with a positive weight: rewards \['length'\], weights"):
+        group_advantages({"length": np.ones(2)}, {"length": 0.0, "writing": 1.0})
+
+
+def test_rewards_are_left_as_they_were() -> None:
+    rewards = {"length": np.array([1.0, NAN, 3.0])}
+    group_advantages(rewards, {"length": 1.0}, "normalise_sum")
+    np.testing.assert_array_equal(rewards["length"], [1.0, NAN, 3.0])
