@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class VllmEngine:
 
         args = AsyncEngineArgs(
             model=s.model_path,
-            dtype=s.dtype,
+            dtype=cast(Any, s.dtype),
             max_model_len=s.max_length_tokens,
             max_num_seqs=s.max_num_seqs,
             tensor_parallel_size=s.tensor_parallel_size,

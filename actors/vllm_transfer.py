@@ -5,8 +5,8 @@ vLLM builds its weight-transfer engine inside the process that holds the model. 
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
-import torch
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -37,6 +37,7 @@ class StagedUpdateInfo(WeightTransferUpdateInfo):
 class StagedWeightTransferEngine(WeightTransferEngine[StagedInitInfo, StagedUpdateInfo]):
     """Load verified buckets from files on this host through vLLM's layerwise reload."""
 
+    model: Any
     init_info_cls = StagedInitInfo
     update_info_cls = StagedUpdateInfo
 
@@ -62,13 +63,13 @@ class StagedWeightTransferEngine(WeightTransferEngine[StagedInitInfo, StagedUpda
         """Hold nothing."""
 
 
-def _pack_tied_heads_again(model: torch.nn.Module) -> None:
+def _pack_tied_heads_again(model: Any) -> None:
     """Rebuild the output heads that share the input embedding's weight.
 
     On CPUs vLLM multiplies with a packed copy of each weight. A tied head has no weights of its own in an update, so
     its copy is never made anew, and logits would go on coming from the old embedding.
     """
-    layers = [m for m in model.modules() if isinstance(m, VocabParallelEmbedding)]
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, VocabParallelEmbedding)]
     embeddings = {m.weight.data_ptr() for m in layers if not isinstance(m, ParallelLMHead)}
     for head in layers:
         if isinstance(head, ParallelLMHead) and head.weight.data_ptr() in embeddings:

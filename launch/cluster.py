@@ -19,7 +19,7 @@ def connect(config: Config) -> str:
     if address == "local":
         settings |= {"num_cpus": config.cluster.num_cpus, "include_dashboard": False}
     try:
-        context = ray.init(address=address, **settings)
+        context: Any = ray.init(address=address, **settings)
     except ConnectionError as error:
         raise UserError(
             f"cluster.address={address}: no Ray cluster answers there ({error}); "
@@ -55,7 +55,8 @@ async def reserve(config: Config) -> tuple[PlacementGroup, dict[str, list[int]]]
     needed = bundles(config)
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     biggest = {kind: max((n.get(kind, 0.0) for n in nodes), default=0.0) for kind in ("CPU", "GPU")}
-    check_capacity(needed, ray.cluster_resources(), biggest)
+    have: dict[str, float] = {**ray.cluster_resources()}
+    check_capacity(needed, have, biggest)
     flat: list[Bundle] = []
     index: dict[str, list[int]] = {}
     for room, items in needed.items():

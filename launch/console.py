@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from launch.report_data import SamplePair
 from lwz_ray.records import Sample
 
 RECENT_STEPS = 10
@@ -119,6 +120,25 @@ def evaluation_text(metrics: Mapping[str, Any]) -> str:
 
 def _number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+class ConsoleSamples:
+    """Samples before and after training, taken by the order of the held-out prompts, never by look."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(soft_wrap=True)
+
+    def show(self, pairs: Sequence[SamplePair]) -> None:
+        """Print request and texts of pairs that have both; nothing where there is none."""
+        for pair in pairs:
+            if pair.before is None or pair.after is None:
+                continue
+            self._print(f"request: {pair.prompt['prompt']}", style="bold")
+            self._print(f"  before: {' '.join(pair.before['completion'].split())}")
+            self._print(f"  after:  {' '.join(pair.after['completion'].split())}")
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        self._console.print(text, style=style, highlight=False, markup=False)
 
 
 class ConsoleTable:

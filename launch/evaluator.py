@@ -27,7 +27,8 @@ class Evaluator:
             )
         )
         groups = [m.group for m in made]
-        return summarise_evaluation(groups, config.rewards.active, config.rewards.weights), groups
+        weights: dict[str, float] = {**config.rewards.weights}
+        return summarise_evaluation(groups, config.rewards.active, weights), groups
 
     async def numbers(self, step: int) -> dict[str, float]:
         """Return the means alone, for a point of the curve at `step`."""

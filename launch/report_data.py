@@ -64,13 +64,13 @@ def read_run(path: Path, num_samples: int) -> RunData:
         manifest=manifest,
         steps=steps,
         num_superseded=len(lines) - len(living),
-        pairs=_first_pairs(path / "samples.jsonl", num_samples),
+        pairs=first_pairs(path / "samples.jsonl", num_samples),
         warnings=list(iter_json_lines(path / "warnings.jsonl")),
         summary=read_json(summary_path) if summary_path.is_file() else None,
     )
 
 
-def _first_pairs(path: Path, num_samples: int) -> list[SamplePair]:
+def first_pairs(path: Path, num_samples: int) -> list[SamplePair]:
     """Return the first prompts by their place in the source, each with its sample 0: chosen by order, never by look."""
     found: dict[tuple[int, str], dict[str, dict[str, Any]]] = {}
     for line in iter_json_lines(path):

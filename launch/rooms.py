@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -80,6 +81,7 @@ class Rooms:
 
     def _options(self, bundle: int, num_cpus: float, num_gpus: float, threads: int) -> dict[str, Any]:
         """Resources are Ray's to count; threads are set explicitly, or every process would take every core."""
+        assert self._group is not None
         return {
             "num_cpus": num_cpus,
             "num_gpus": num_gpus,
@@ -165,9 +167,9 @@ async def _started(calls: Sequence[Awaitable[Any]], what: str, timeout_s: float)
         return list(await asyncio.wait_for(asyncio.gather(*calls), timeout_s))
     except TimeoutError:
         raise WaitTimeoutError(what, timeout_s) from None
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         raise InfrastructureError(f"while waiting for {what}: {error.cause}") from error
-    except ray.exceptions.RayActorError as error:
+    except RayActorError as error:
         last = str(error).strip().splitlines()[-1]
         raise InfrastructureError(f"while waiting for {what}: the process died: {last}") from error
 

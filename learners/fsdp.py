@@ -6,8 +6,9 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -105,7 +106,7 @@ class FsdpBackend:
     def save(self, folder: str) -> None:
         """Write model and optimizer shards (torch.distributed.checkpoint) and this rank's RNG state."""
         model_state, optimizer_state = get_state_dict(self.model, self.optimizer)
-        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=os.path.join(folder, "shards"))
+        save_shards({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=os.path.join(folder, "shards"))
         torch.save(torch.get_rng_state(), os.path.join(folder, f"rng_{self.rank}.pt"))
         dist.barrier()
 
@@ -113,7 +114,7 @@ class FsdpBackend:
         """Load what `save` wrote. The folder is trusted input: reading it uses pickle."""
         model_state, optimizer_state = get_state_dict(self.model, self.optimizer)
         state = {"model": model_state, "optimizer": optimizer_state}
-        dcp.load(state, checkpoint_id=os.path.join(folder, "shards"))
+        load_shards(state, checkpoint_id=os.path.join(folder, "shards"))
         set_state_dict(self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         torch.set_rng_state(torch.load(os.path.join(folder, f"rng_{self.rank}.pt"), weights_only=True))
 

@@ -1,5 +1,7 @@
 """The network that is trained: a causal language model that answers with log-probabilities, never logits."""
 
+from typing import Any
+
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -10,6 +12,9 @@ from lwz_ray.packing import Segment
 
 class PolicyModel(torch.nn.Module):
     """Wraps a causal language model so that its output head runs inside one forward, as FSDP needs it."""
+
+    lm: Any
+    """A transformers PreTrainedModel."""
 
     def __init__(self, lm: torch.nn.Module, chunk_tokens: int) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from learners.policy_model import PolicyModel
 from lwz_ray.losses import clipped_policy_loss
 from lwz_ray.packing import Microbatch
 
-SUM_KEYS = ("loss", "clipped", "abs_log_ratio", "k3", "tokens")
+SUM_KEYS: tuple[str, ...] = ("loss", "clipped", "abs_log_ratio", "k3", "tokens")
 
 
 @dataclass(frozen=True, slots=True)

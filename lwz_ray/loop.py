@@ -176,7 +176,7 @@ class TrainingLoop:
         """Train on one batch, publish the new weights, and report."""
         started = time.monotonic() - wait_s
         groups = [m.group for m in batch]
-        weights = dict(self.config.rewards.weights)
+        weights: dict[str, float] = {**self.config.rewards.weights}
         advantages = advantages_of(groups, weights, self.config.algorithm)
         result = await self.parts.learner.train(minibatches_of(groups, advantages, self.config.algorithm))
         self.ledger.train(g.group_id for g in groups)

@@ -40,7 +40,7 @@ class StagingFolder:
     def write(self, bucket: Bucket) -> str:
         """Write one bucket and then its header; return the header's path."""
         stem = self.root / f"v{bucket.header.policy_version:06d}_{bucket.header.index:05d}"
-        _write_private(stem.with_suffix(".bin"), memoryview(bucket.payload))
+        _write_private(stem.with_suffix(".bin"), bucket.payload.data)
         header = stem.with_suffix(".json")
         _write_private(header, json.dumps(asdict(bucket.header)).encode())
         return str(header)

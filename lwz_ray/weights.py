@@ -78,7 +78,7 @@ def _pack(tensors: list[tuple[str, torch.Tensor]], policy_version: int, index: i
         parts.append(raw)
         offset += raw.nbytes
     payload = np.concatenate(parts)
-    return Bucket(BucketHeader(policy_version, index, tuple(entries), offset, zlib.crc32(payload)), payload)
+    return Bucket(BucketHeader(policy_version, index, tuple(entries), offset, zlib.crc32(payload.data)), payload)
 
 
 def verify(header: BucketHeader, payload: np.ndarray) -> None:
@@ -86,7 +86,7 @@ def verify(header: BucketHeader, payload: np.ndarray) -> None:
     where = f"bucket {header.index} of policy version {header.policy_version}"
     if payload.nbytes != header.num_bytes:
         raise CorruptBucketError(f"{where}: {payload.nbytes} bytes, the header says {header.num_bytes}")
-    if zlib.crc32(payload) != header.checksum:
+    if zlib.crc32(payload.data) != header.checksum:
         raise CorruptBucketError(f"{where}: checksum mismatch")
 
 

@@ -14,9 +14,10 @@ from transformers import AutoTokenizer
 
 from launch.checkpoints import CheckpointStore, model_identity
 from launch.cluster import connect
-from launch.console import ConsoleTable
+from launch.console import ConsoleSamples, ConsoleTable
 from launch.evaluator import Evaluator
 from launch.report import write_report
+from launch.report_data import first_pairs
 from launch.rooms import Rooms
 from launch.run_folder import RunFolder
 from launch.summary import GroupCounts, RunSummary, Status
@@ -29,6 +30,8 @@ from lwz_ray.grouping import GroupMaker
 from lwz_ray.loop import Parts, TrainingLoop
 
 log = logging.getLogger(__name__)
+
+CONSOLE_SAMPLES = 3
 
 
 def run(config: Config) -> int:
@@ -69,6 +72,8 @@ class RlStage:
         self._tracker: MultiTracker | None = None
         self._evaluation: dict[str, Any] | None = None
         self._logs = ""
+        self._training = False
+        self._finished = False
 
     async def run(self) -> int:
         """Return the exit status; whatever happens, the summary and the report are written."""
@@ -77,7 +82,7 @@ class RlStage:
         error: str | None = "ended without a reason"
         try:
             await self._until_stopped(self._work())
-            status, error = ("interrupted" if self._stop.is_set() else "completed"), None
+            status, error = ("completed" if self._finished else "interrupted"), None
         except Exception as problem:
             error = f"{type(problem).__name__}: {problem} (Ray's logs: {self._logs})"
             raise
@@ -124,13 +129,16 @@ class RlStage:
             self._say(f"evaluating {config.eval.num_prompts} held-out prompts before training")
             before = await self._evaluate(evaluator, "before")
         self._tracker = build_trackers(config, self.folder, start_step)
+        self._training = True
         await loop.run(self._stop)
+        self._training = False
         if self._stop.is_set():
             return
         self._say("evaluating the same prompts after training")
         after = await self._evaluate(evaluator, "after")
         self._evaluation = compare(before, after, config.eval.bootstrap_resamples, config.seed)
         await self._export(rooms)
+        self._finished = True
 
     async def _evaluate(self, evaluator: Evaluator, when: str) -> EvalSummary:
         step = self._loop.progress.step if self._loop else 0
@@ -149,12 +157,12 @@ class RlStage:
         aside.rename(self.folder.export)
 
     async def _until_stopped(self, work: Any) -> None:
-        """Let the loop end by itself when asked to stop; before it runs, cancel the set-up."""
+        """When asked to stop, let the loop end by itself; cancel what comes before and after it."""
         task = asyncio.create_task(work)
         stop = asyncio.create_task(self._stop.wait())
         await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
-        if not task.done() and (self._loop is None or self._tracker is None):
+        if not task.done() and not self._training:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
@@ -191,6 +199,7 @@ class RlStage:
         )
         self.folder.write_summary(summary)
         report = write_report(self.folder.path)
+        ConsoleSamples().show(first_pairs(self.folder.samples, CONSOLE_SAMPLES))
         ConsoleTable().show(summary.as_dict(), self.folder.path, report)
 
     def _say(self, text: str) -> None:
