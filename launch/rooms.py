@@ -163,8 +163,11 @@ class _Rank:
 
 
 async def _started(calls: Sequence[Awaitable[Any]], what: str, timeout_s: float) -> list[Any]:
+    together = asyncio.gather(*calls)
+    # When another room fails first, or the run is stopped, nobody asks this one for its error any more.
+    together.add_done_callback(lambda future: future.cancelled() or future.exception())
     try:
-        return list(await asyncio.wait_for(asyncio.gather(*calls), timeout_s))
+        return list(await asyncio.wait_for(together, timeout_s))
     except TimeoutError:
         raise WaitTimeoutError(what, timeout_s) from None
     except RayTaskError as error:
