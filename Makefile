@@ -47,10 +47,10 @@ lint: setup-dev ## ruff, pyright and the import rules between rooms
 	.venv/bin/pyright
 	.venv/bin/lint-imports
 
-bench: ## the demo's step against TRL's GRPOTrainer on this machine's CPU
+bench: ## our step, synchronous and asynchronous, against TRL's GRPOTrainer on this machine's CPU
 	@launch/setup_env.sh --bench
 	@$(PY) -m launch.setup_models --out models
-	$(PY) -m benchmarks.trl_step $(ARGS)
+	$(PY) -m benchmarks.compare $(ARGS)
 
 clean: ## remove environments, local models and caches; runs stay
 	rm -rf .venv .venv-cuda models build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,26 +1,25 @@
-"""Time a training step of TRL's GRPOTrainer with the settings of one of our presets, on this machine's CPU.
+"""Time a training step of TRL's GRPOTrainer with the settings of the bench, on this machine's CPU.
 
-    python -m benchmarks.trl_step --steps 3 --out bench/trl.json run=demo_cpu
+    python -m benchmarks.trl_step --out bench/trl.json
 
-Model, prompts, group size, token limit, sampling, rewards, optimizer and stop string are the preset's. Master weights
-are float32 and compute is bfloat16 (autocast), as in our learner. TRL generates with transformers.
+Model, prompts and their order, group size, token limit, sampling, rewards, optimizer and stop string are those of our
+run. Master weights are float32 and compute is bfloat16 (autocast), as in our learner. TRL generates with transformers.
 """
 
 import argparse
 import importlib.metadata
-import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.compose import compose
+from benchmarks.results import StepTime, SystemTimes
+from benchmarks.workload import WARM_UP_STEPS, bench_config
 from lwz_ray.config import Config
 from lwz_ray.data import PromptOrder, load_prompts
+from lwz_ray.errors import UserError
 from lwz_ray.records import Prompt
 from lwz_ray.templates import parse_completion, render
 from lwz_ray.text import count_words
@@ -28,17 +27,7 @@ from rewards.format import format_reward
 from rewards.length import l_max_for, length_reward
 from rewards.repetition import repetition
 
-WARM_UP_STEPS = 1
-
-
-@dataclass(slots=True)
-class StepTime:
-    """One optimizer step, generation included."""
-
-    seconds: float = 0.0
-    generate_s: float = 0.0
-    num_tokens: int = 0
-    """Completion tokens up to and including the stop."""
+PACKAGES = ("trl", "torch", "transformers", "accelerate")
 
 
 def prompt_text(config: Config, tokenizer: Any, prompt: Prompt) -> str:
@@ -72,14 +61,24 @@ def make_dataset(config: Config, tokenizer: Any, num_prompts: int) -> Any:
     )
 
 
-def make_rewards(config: Config, steps: list[StepTime]) -> list[Callable[..., list[float]]]:
+def count_completed(text: str, ids: list[int], stop: str, end_id: int) -> int:
+    """Return the tokens that were sampled for a completion.
+
+    TRL cuts completions after the first end token. One that ended with the stop string has none: transformers pads it
+    to the longest with end tokens, and the first of them stays.
+    """
+    return len(ids) - (stop in text and ids[-1] == end_id)
+
+
+def make_rewards(config: Config, end_id: int, steps: list[StepTime]) -> list[Callable[..., list[float]]]:
     """Return the length and format rewards in TRL's form; the first also counts tokens into the running step."""
-    arm, prefill = config.template.arm, config.template.prefill
+    arm, prefill, stop = config.template.arm, config.template.prefill, config.template.stop
 
     def length(
         completions: list[str], completion_ids: list[list[int]], low: list[int], high: list[int], **_: Any
     ) -> list[float]:
-        steps[-1].num_tokens += sum(len(ids) for ids in completion_ids)
+        pairs = zip(completions, completion_ids, strict=True)
+        steps[-1].num_tokens += sum(count_completed(text, ids, stop, end_id) for text, ids in pairs)
         words = [count_words(parse_completion(text, arm, prefill).answer or "") for text in completions]
         factor = config.rewards.length.l_max_factor
         return [length_reward(n, lo, hi, l_max_for(hi, factor)) for n, lo, hi in zip(words, low, high, strict=True)]
@@ -92,11 +91,11 @@ def make_rewards(config: Config, steps: list[StepTime]) -> list[Callable[..., li
     return [length, format_]
 
 
-def trl_settings(config: Config, num_steps: int, folder: str) -> dict[str, Any]:
+def trl_settings(config: Config, folder: str) -> dict[str, Any]:
     """Return the arguments of TRL's GRPOConfig that say the same as our preset."""
     return {
         "output_dir": folder,
-        "max_steps": num_steps,
+        "max_steps": config.steps,
         "use_cpu": True,
         "bf16": config.learners.dtype == "bfloat16",
         "per_device_train_batch_size": config.group_size,
@@ -130,8 +129,8 @@ def trl_settings(config: Config, num_steps: int, folder: str) -> dict[str, Any]:
     }
 
 
-def run_trl(config: Config, num_steps: int) -> tuple[dict[str, Any], list[StepTime]]:
-    """Train `num_steps` steps after the warm-up; return TRL's settings and every step's times, warm-up first."""
+def run_trl(config: Config) -> SystemTimes:
+    """Train `config.steps` steps and return their times, the warm-up's too, with TRL's settings."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -144,6 +143,7 @@ def run_trl(config: Config, num_steps: int) -> tuple[dict[str, Any], list[StepTi
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             steps[-1].seconds += time.perf_counter()
+            steps[-1].train_s = steps[-1].seconds - steps[-1].generate_s
 
     tokenizer = AutoTokenizer.from_pretrained(config.model.path)
     model: Any = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
@@ -157,57 +157,50 @@ def run_trl(config: Config, num_steps: int) -> tuple[dict[str, Any], list[StepTi
         return result
 
     model.generate = timed_generate
-    total = WARM_UP_STEPS + num_steps
     with tempfile.TemporaryDirectory(prefix="lwz-bench-") as folder:
-        settings = trl_settings(config, total, folder)
+        settings = trl_settings(config, folder)
         trainer = GRPOTrainer(
             model=model,
             args=GRPOConfig(**settings),
-            reward_funcs=make_rewards(config, steps),
-            train_dataset=make_dataset(config, tokenizer, total * config.groups_per_step),
+            reward_funcs=make_rewards(config, tokenizer.pad_token_id, steps),
+            train_dataset=make_dataset(config, tokenizer, config.steps * config.groups_per_step),
             processing_class=tokenizer,
             callbacks=[Clock()],
         )
         trainer.train()
     settings.pop("output_dir")
-    threads = {"torch_threads": torch.get_num_threads(), "cpus": os.cpu_count()}
-    return settings | threads | {"master_dtype": "float32", "generation": "transformers"}, steps
+    facts = {"model": config.model.path, "torch_threads": torch.get_num_threads(), "cpus": os.cpu_count()}
+    return SystemTimes(
+        f"TRL {importlib.metadata.version('trl')}", steps, WARM_UP_STEPS, config.steps,
+        settings | facts | described(model, config),
+    )  # fmt: skip
 
 
-def summarise(config: Config, settings: dict[str, Any], steps: list[StepTime]) -> dict[str, Any]:
-    """Return the result as JSON; the warm-up steps are listed and left out of the medians."""
-    measured = steps[WARM_UP_STEPS:]
-    rates = [s.num_tokens / s.seconds for s in measured]
+def described(model: Any, config: Config) -> dict[str, Any]:
+    """Return the precision that was found after training, and the versions."""
+    master = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
+    compute = f"{config.learners.dtype} autocast" if config.learners.dtype == "bfloat16" else "as the master weights"
     return {
-        "system": f"trl {importlib.metadata.version('trl')}",
-        "model": Path(config.model.path).name,
-        "samples_per_step": config.samples_per_step,
-        "settings": settings,
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")},
-        "steps": [asdict(s) for s in steps],
-        "warm_up_steps": WARM_UP_STEPS,
-        "median_step_s": statistics.median(s.seconds for s in measured),
-        "median_generate_s": statistics.median(s.generate_s for s in measured),
-        "median_tokens": statistics.median(s.num_tokens for s in measured),
-        "median_tokens_per_s": statistics.median(rates),
+        "master weights": ", ".join(master),
+        "compute": f"{compute} in training",
+        "generation": f"transformers generate, {compute}, padded to the longest of the batch",
+        **{f"version of {name}": importlib.metadata.version(name) for name in PACKAGES},
     }
 
 
 def main() -> None:
-    """Run the bench and print its settings and medians."""
-    parser = argparse.ArgumentParser(description="Time TRL's GRPOTrainer with a preset's settings.")
-    parser.add_argument("--steps", type=int, default=3, help="measured steps after one warm-up step (default: 3)")
+    """Time TRL and write its steps."""
+    parser = argparse.ArgumentParser(description="Time TRL's GRPOTrainer with our settings.")
     parser.add_argument("--out", type=Path, default=Path("bench/trl.json"))
-    parser.add_argument("words", nargs="*", help="config words, such as run=demo_cpu (the default)")
+    parser.add_argument("words", nargs="*", help="config words, such as steps=6; also model=… and max_tokens=…")
     options = parser.parse_args()
-    if options.steps < 3:
-        parser.error(f"--steps {options.steps}: a median needs at least 3")
-    config = compose(options.words or ["run=demo_cpu"])
-    settings, steps = run_trl(config, options.steps)
-    result = summarise(config, settings, steps)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps({k: v for k, v in result.items() if k != "steps"}, indent=2))
+    try:
+        config = bench_config(options.words)
+    except UserError as error:
+        raise SystemExit(f"bench: {error}") from error
+    times = run_trl(config)
+    times.write(options.out)
+    print(f"bench: {times.name}: median {times.median_s:.2f} s a step, {times.median_tokens:,.0f} tokens")
     print(f"bench: wrote {options.out}")
 
 

@@ -140,12 +140,12 @@ class Rooms:
 
     async def close(self) -> None:
         """Close what runs, then kill the Ray actors and return the bundles; never raises."""
-        handles = [*self.rollout_handles, *self.learner_handles]
+        handles = [*self.rollout_handles, *self.learner_handles, *self.reward_handles]
         with contextlib.suppress(Exception):
             await asyncio.wait_for(
                 asyncio.gather(*(h.close.remote() for h in handles), return_exceptions=True), timeout=20.0
             )
-        for handle in [*handles, *self.reward_handles]:
+        for handle in handles:
             with contextlib.suppress(Exception):
                 ray.kill(handle)
         if self._group is not None:

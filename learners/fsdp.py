@@ -116,7 +116,9 @@ class FsdpBackend:
         state = {"model": model_state, "optimizer": optimizer_state}
         load_shards(state, checkpoint_id=os.path.join(folder, "shards"))
         set_state_dict(self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-        torch.set_rng_state(torch.load(os.path.join(folder, f"rng_{self.rank}.pt"), weights_only=True))
+        rng = os.path.join(folder, f"rng_{self.rank}.pt")
+        if os.path.exists(rng):  # a rank that the checkpoint's group did not have keeps its seed's state
+            torch.set_rng_state(torch.load(rng, weights_only=True))
 
     def close(self) -> None:
         if dist.is_initialized():

@@ -140,6 +140,8 @@ class TrainSample:
             raise ValueError(
                 f"train sample: {self.num_prompt_tokens} prompt tokens of {n}, none of them may be trained"
             )
+        if self.loss_mask[:1].any():
+            raise ValueError("train sample: the first token of a sample cannot be trained, nothing predicts it")
         if self.loss_mask.shape != (n,) or self.rollout_logprobs.shape != (n,):
             raise ValueError(
                 f"train sample: {n} token_ids, loss_mask {self.loss_mask.shape}, "

@@ -16,6 +16,7 @@ from launch.checkpoints import CheckpointStore, model_identity
 from launch.cluster import connect
 from launch.console import ConsoleSamples, ConsoleTable
 from launch.evaluator import Evaluator
+from launch.hub import with_local_models
 from launch.report import write_report
 from launch.report_data import first_pairs
 from launch.rooms import Rooms
@@ -36,6 +37,7 @@ CONSOLE_SAMPLES = 3
 
 def run(config: Config) -> int:
     """Run the stage; return 0 when it completed, 130 when it was interrupted. Errors propagate after the summary."""
+    config = with_local_models(config)
     tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
     encoder = PromptEncoder(tokenizer, config.template)
     prompts = load_prompts(config.data, config.rewards.length.on_missing_range, encoder.num_tokens)

@@ -63,12 +63,13 @@ class Child:
     """A command in a process group of its own, whose output goes to a file."""
 
     def __init__(self, command: Sequence[str], log: Path, cwd: Path, env: Mapping[str, str]) -> None:
+        self.command = [str(word) for word in command]
         self._log = log
         self._started = time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                list(command), stdout=file, stderr=subprocess.STDOUT, cwd=cwd, env=dict(env), start_new_session=True
+                self.command, stdout=file, stderr=subprocess.STDOUT, cwd=cwd, env=dict(env), start_new_session=True
             )
 
     @property
@@ -105,7 +106,7 @@ class Child:
 
     def _fail(self, why: str) -> None:
         self.kill()
-        pytest.fail(f"{' '.join(map(str, self.process.args))}\n{why}; the last it said:\n{self.output[-TAIL_CHARACTERS:]}")  # type: ignore[arg-type]
+        pytest.fail(f"{' '.join(self.command)}\n{why}; the last it said:\n{self.output[-TAIL_CHARACTERS:]}")
 
 
 def start(words: Sequence[str], log: Path, **environ: str) -> Child:

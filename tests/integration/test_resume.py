@@ -3,6 +3,7 @@
 All are synchronous (max_staleness=0) and in float32, so that a step's texts depend on seeds and weights alone.
 """
 
+import itertools
 import json
 import shutil
 import signal
@@ -13,7 +14,6 @@ from typing import Any
 import pytest
 
 from tests.integration.harness import (
-    Child,
     Finished,
     assert_balanced,
     complete_checkpoints,
@@ -140,8 +140,8 @@ def test_lines_of_the_lost_history_are_marked(story: Story):
     newest = story.checkpoints_at_kill[-1]
     assert lost == [(s, 2) for s in range(newest + 1, story.logged_at_kill + 1)]
     assert lost
-    trained = [r for r in read_lines(story.folder / "samples.jsonl") if r["split"] == "train" and not r.get("superseded")]
-    once = [(r["group_id"], r["sample_index"]) for r in trained]
+    samples = [r for r in read_lines(story.folder / "samples.jsonl") if not r.get("superseded")]
+    once = [(r["group_id"], r["sample_index"]) for r in samples if r["split"] == "train"]
     assert sorted(once) == [(g, i) for g in range(2 * STEPS) for i in range(4)]
 
 
@@ -159,7 +159,7 @@ def test_every_step_is_what_it_would_have_been(story: Story, undisturbed: Path):
             assert found[step][key] == pytest.approx(expected[step][key], rel=RELATIVE, abs=1e-7), (step, key)
     # The comparison can fail: consecutive steps differ by far more than the tolerance.
     losses = [expected[s]["train/loss"] for s in expected]
-    assert all(abs(a - b) > 10 * RELATIVE * abs(a) for a, b in zip(losses, losses[1:], strict=False))
+    assert all(abs(a - b) > 10 * RELATIVE * abs(a) for a, b in itertools.pairwise(losses))
 
 
 def texts_of(folder: Path, step: int) -> list[tuple[int, int, str]]:
@@ -182,7 +182,7 @@ def test_a_checkpoint_of_another_model_is_refused(story: Story, models_dir: Path
     done = run(words, place / "other.txt", timeout_s=60)
     assert done.returncode == 2
     assert done.output.splitlines() == [
-        f"error: run.resume=auto: {newest} was written by another model (hidden_size 128 there, 64 here); set model.path "
-        "to that model or choose another run.name"
+        f"error: run.resume=auto: {newest} was written by another model (hidden_size 128 there, 64 here); "
+        "set model.path to that model or choose another run.name"
     ]
     assert len(read_json(place / "other" / "manifest.json")["earlier_attempts"]) == 2

@@ -20,7 +20,7 @@ from lwz_ray.records import Completion, Group, ParsedText, Prompt, Sample
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow]
 PROMPT_IDS = list(range(1000, 1040))
-AGREE_NATS = 0.02
+AGREE_NATS = 0.01
 """A token's mean distance of vLLM (bf16) from a float32 forward of the same weights: seen """
 WORLD = 2
 
@@ -129,9 +129,10 @@ async def test_logprobs_follow_the_learner_through_an_update(
 
     new, old = load_float32(tmp_path), load_float32(tiny_model_dir)
     assert {s.policy_version for c in after for s in c.version_spans} == {version}
-    print("DIST", mean_distance(new, after, temperature), mean_distance(old, after, temperature), mean_distance(old, before, temperature), mean_distance(new, before, temperature), after[0].rollout_logprobs[:8])
-    assert mean_distance(new, after, temperature) < AGREE_NATS
-    assert mean_distance(old, after, temperature) > 50 * AGREE_NATS
+    seen = {name: mean_distance(m, after, temperature) for name, m in (("new", new), ("old", old))}
+    print("DIST", seen, mean_distance(old, before, temperature))
+    assert seen["new"] < AGREE_NATS
+    assert seen["old"] > 20 * AGREE_NATS
 
 
 async def update_to_new_weights(worker: RolloutWorker, ranks: Ranks) -> int:

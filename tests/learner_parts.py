@@ -1,0 +1,93 @@
+"""Learner ranks on the tiny random model, and batches to train it on."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from learners.fsdp import FsdpBackend
+from learners.settings import LearnerSettings
+from learners.trainer import Trainer
+from lwz_ray.losses import token_weights_of
+from lwz_ray.packing import split_over_ranks
+from lwz_ray.records import TrainSample
+from lwz_ray.staging import read_staged
+
+
+def settings(model: Path, **changes: Any) -> LearnerSettings:
+    """Return settings of a float32 learner on CPU."""
+    plain: dict[str, Any] = {
+        "model_path": str(model),
+        "trust_remote_code": False,
+        "device": "cpu",
+        "dtype": "float32",
+        "publish_dtype": "float32",
+        "threads": 1,
+        "temperature": 0.8,
+        "clip_epsilon": 0.2,
+        "logprob_chunk_tokens": 16,
+        "activation_checkpointing": True,
+        "reshard_after_forward": True,
+        "lr": 1e-2,
+        "betas": (0.9, 0.95),
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "warmup_steps": 0,
+        "max_grad_norm": 1.0,
+        "bucket_bytes": 2**20,
+        "staging_candidates": ("/dev/shm", "/tmp"),
+        "staging_bytes": 2**25,
+        "timeout_s": 60.0,
+        "seed": 0,
+    }
+    return LearnerSettings(**plain | changes)
+
+
+def batch(lengths: tuple[int, ...] = (5, 17, 2, 30, 11), seed: int = 1, **changes: Any) -> list[TrainSample]:
+    """Return samples of these completion lengths; runs of two share a prompt, advantages alternate in sign."""
+    rng = np.random.default_rng(seed)
+    weights = token_weights_of(lengths, "sequence_mean")
+    out = []
+    for i, length in enumerate(lengths):
+        prompt = 1000 + 10 * (i // 2) + np.arange(4 + i // 2)
+        ids = np.concatenate([prompt, rng.integers(0, 49152, length)]).astype(np.int32)
+        mask = np.arange(len(ids)) >= len(prompt)
+        # A random model gives every token about ln(1 / 49152) = -10.8 nats.
+        logprobs = np.where(mask, -10.8 + 0.1 * rng.standard_normal(len(ids)), 0.0).astype(np.float32)
+        plain = {"advantage": (-1.0) ** i * (1.0 + i / 4), "token_weight": weights[i], "loss_mask": mask}
+        out.append(TrainSample(ids, len(prompt), rollout_logprobs=logprobs, **plain | changes))
+    return out
+
+
+def free_address() -> str:
+    """Return an address on this host that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def train_stage_export(rank: int, world_size: int, address: str, model: str, folder: str) -> None:
+    """Take two steps on one rank of a group, stage, export and save; write what was seen to `folder`/rank_N.pt.
+
+    The second batch is one sample: of two ranks one has nothing to train.
+    """
+    wanted = settings(Path(model))
+    trainer = Trainer(wanted, FsdpBackend(wanted, rank, world_size, address))
+    results = []
+    for lengths in ((5, 17, 2, 30, 11), (9,)):
+        plan = split_over_ranks(batch(lengths), 64, world_size)
+        results.append(trainer.train([plan[rank]]))
+    paths = trainer.stage_weights(policy_version=2)
+    staged = {name: tensor.clone() for path in paths for name, tensor in read_staged(path)}
+    parameters = dict(trainer.backend.stream_weights(torch.float32))
+    export, checkpoint = Path(folder, "export"), Path(folder, "checkpoint")
+    for path in (export, checkpoint):
+        path.mkdir(exist_ok=True)
+    trainer.export(str(export))
+    trainer.save(str(checkpoint))
+    trainer.load(str(checkpoint))
+    seen = {"results": results, "num_buckets": len(paths), "staged": staged, "parameters": parameters}
+    torch.save(seen, Path(folder, f"rank_{rank}.pt"))
+    trainer.close()

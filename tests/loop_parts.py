@@ -1,0 +1,232 @@
+"""The loop's parts in one process: a bigram policy that is really sampled, scored, trained, published and saved."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors.engine import EngineSettings
+from actors.pool import RolloutPool
+from actors.tiny_engine import TinyEngine
+from actors.worker import RolloutWorker
+from launch.checkpoints import CheckpointStore
+from launch.compose import compose
+from lwz_ray.config import Config
+from lwz_ray.errors import RewardFailure
+from lwz_ray.grouping import GroupMaker, group_seed
+from lwz_ray.losses import clipped_policy_loss
+from lwz_ray.loop import Parts, TrainingLoop
+from lwz_ray.packing import split_over_ranks
+from lwz_ray.protocols import Rollouts, Scorer
+from lwz_ray.records import Completion, Prompt, Sample, StepResult, TrainSample
+from lwz_ray.staging import StagingFolder
+from lwz_ray.weights import pack_buckets
+from rewards.scorer import RewardSet
+
+VOCABULARY = 8
+PROMPT_TOKEN = 7
+PROMPTS = [Prompt(f"p{i}", f"Write {i}.", "en", (1, 3), i) for i in range(4)]
+
+
+def make_config(folder: Path, **changes: Any) -> Config:
+    """Return the smoke preset with small numbers; `section={"field": value}` changes fields of a section."""
+    tree = compose(["run=smoke_cpu", f"run.dir={folder}"]).model_dump()
+    small: dict[str, Any] = {
+        "steps": 4,
+        "groups_per_step": 2,
+        "group_size": 4,
+        "max_staleness": 0,
+        "sampling": {"max_tokens": 8, "temperature": 0.9},
+        "template": {"arm": "direct", "prefill": "<answer>"},
+        "run": {"checkpoint_every_steps": 100, "keep_checkpoints": 50},
+        "actors": {"request_timeout_s": 5.0},
+        "rewards": {"request_timeout_s": 5.0, "weights": {"length": 1.0, "writing": 0.0, "format": 1.0}},
+    }
+    for layer in (small, changes):
+        for key, value in layer.items():
+            tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
+    return Config.model_validate(tree)
+
+
+class WordEncoder:
+    """A prompt is two tokens; the policy continues from PROMPT_TOKEN."""
+
+    def encode(self, prompt: Prompt) -> np.ndarray:
+        return np.array([1 + prompt.index % 4, PROMPT_TOKEN], dtype=np.int32)
+
+
+class BigramLearner:
+    """Trains the matrix that `TinyEngine` samples from, with the packing and the loss of the project."""
+
+    def __init__(self, config: Config, lr: float) -> None:
+        self.logits = torch.zeros(VOCABULARY, VOCABULARY, requires_grad=True)
+        self._optimizer = torch.optim.Adam([self.logits], lr=lr)
+        self._config = config
+        self.calls = 0
+        self.poisoned: set[int] = set()
+        """Calls of `train`, counted from 1, whose loss is not a number."""
+        self.duration_s = 0.0
+
+    async def train(self, minibatches: Sequence[Sequence[TrainSample]]) -> StepResult:
+        """Take one optimizer step per minibatch; others run meanwhile."""
+        await asyncio.sleep(self.duration_s)
+        self.calls += 1
+        losses, mismatch, tokens, skipped = [], 0.0, 0, 0
+        for samples in minibatches:
+            self._optimizer.zero_grad()
+            loss = torch.zeros(())
+            for row in split_over_ranks(samples, budget=40, ranks=1)[0]:
+                logits = self.logits[torch.from_numpy(row.token_ids[row.rows])] / self._config.sampling.temperature
+                targets = torch.from_numpy(row.targets)[:, None]
+                logprobs = torch.log_softmax(logits, dim=1).gather(1, targets)[:, 0]
+                columns = [torch.from_numpy(c) for c in (row.rollout_logprobs, row.advantages, row.token_weights)]
+                out = clipped_policy_loss(logprobs, *columns, clip_epsilon=self._config.algorithm.clip_epsilon)
+                loss = loss + out.loss
+                mismatch += out.sum_abs_log_ratio.item()
+                tokens += row.num_trained
+            if self.calls in self.poisoned:
+                loss = loss * float("nan")
+            if not torch.isfinite(loss):
+                skipped += 1
+                continue
+            loss.backward()
+            self._optimizer.step()
+            losses.append(loss.item())
+        metrics = {"train/loss": sum(losses), "train/mismatch": mismatch / max(tokens, 1)} if losses else {}
+        return StepResult(metrics, len(losses), skipped, tokens)
+
+    async def save(self, folder: str) -> None:
+        torch.save({"logits": self.logits.detach(), "optimizer": self._optimizer.state_dict()}, f"{folder}/learner.pt")
+
+    async def load(self, folder: str) -> None:
+        state = torch.load(f"{folder}/learner.pt")
+        with torch.no_grad():
+            self.logits.copy_(state["logits"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    async def export(self, folder: str) -> None:
+        torch.save(self.logits.detach(), f"{folder}/logits.pt")
+
+
+@dataclass
+class StagedSync:
+    """Publishes through staged buckets, as the learners' host does."""
+
+    learner: BigramLearner
+    worker: RolloutWorker
+    staging: StagingFolder
+    published: list[int] = field(default_factory=list)
+    on_publish: Callable[[int], None] = lambda version: None
+
+    async def publish(self, policy_version: int) -> dict[str, float]:
+        self.on_publish(policy_version)
+        weights = [(TinyEngine.TENSOR, self.learner.logits.detach())]
+        paths = [self.staging.write(b) for b in pack_buckets(weights, policy_version, 1000)]
+        pause_s = await self.worker.update(policy_version, paths, 5.0)
+        self.staging.clear()
+        self.published.append(policy_version)
+        return {"weights/pause_s": pause_s}
+
+
+@dataclass
+class Records:
+    """Keeps what the loop reports, and checks the account at every step."""
+
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    group_ids: list[list[int]] = field(default_factory=list)
+    on_step: Callable[[int], None] = lambda step: None
+
+    def log_step(self, metrics: dict[str, Any]) -> None:
+        parts = [metrics[f"groups/{k}"] for k in ("trained", "dropped", "in_flight")]
+        assert metrics["groups/admitted"] == sum(parts)
+        self.steps.append(metrics)
+        self.on_step(metrics["step"])
+
+    def log_samples(self, samples: Sequence[Sample], advantages: Sequence[float], step: int, split: str) -> None:
+        assert len(samples) == len(advantages) and split == "train"
+        self.group_ids.append(sorted({s.group_id for s in samples}))
+
+    def column(self, key: str) -> list[Any]:
+        return [m[key] for m in self.steps]
+
+
+class FailingScorer:
+    """Scores with the real rewards; in the given calls (counted from 0) the length reward fails."""
+
+    def __init__(self, config: Config, fails: Callable[[int], bool]) -> None:
+        self._rewards, self._fails, self._calls = RewardSet(config.rewards), fails, 0
+
+    async def score(self, prompt: Prompt, samples: Sequence[Sample]) -> list[Sample]:
+        scored = await self._rewards.score(prompt, samples)
+        self._calls += 1
+        if not self._fails(self._calls - 1):
+            return scored
+        failure = RewardFailure("length", "the counter broke", "infrastructure")
+        return [replace(s, rewards=s.rewards | {"length": failure}) for s in scored]
+
+
+class SlowRollouts:
+    """Holds the finished completions of one group back until `release` is set."""
+
+    def __init__(self, inner: Rollouts, seed: int, group_id: int) -> None:
+        self._inner, self._seed = inner, group_seed(seed, 0, group_id)
+        self.release = asyncio.Event()
+
+    async def generate(self, prompt_token_ids: Sequence[int], num_samples: int, seed: int) -> list[Completion]:
+        out = await self._inner.generate(prompt_token_ids, num_samples, seed)
+        if seed == self._seed:
+            await asyncio.wait_for(self.release.wait(), 5.0)
+        return out
+
+
+@dataclass
+class System:
+    """Everything that a test looks at."""
+
+    config: Config
+    loop: TrainingLoop
+    learner: BigramLearner
+    worker: RolloutWorker
+    weights: StagedSync
+    records: Records
+    store: CheckpointStore
+    evaluated: list[int]
+
+    async def run(self, stop: asyncio.Event | None = None) -> None:
+        """Run the loop, never longer than a test may take."""
+        await asyncio.wait_for(self.loop.run(stop or asyncio.Event()), 20.0)
+
+
+async def make_system(
+    config: Config,
+    scorer: Scorer | None = None,
+    engine: type[TinyEngine] = TinyEngine,
+    rollouts: Callable[[Rollouts], Rollouts] = lambda r: r,
+    lr: float = 0.3,
+) -> System:
+    """Return a started system whose files lie below `config.run.dir`."""
+    folder = Path(config.run.dir)
+    settings = EngineSettings(
+        model_path="", dtype="float32", max_length_tokens=64, max_num_seqs=8, top_p=1.0,
+        temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens, stop="</answer>",
+    )  # fmt: skip
+    worker = RolloutWorker(engine(settings, torch.zeros(VOCABULARY, VOCABULARY)), (str(folder),), 1000)
+    await worker.start()
+    learner = BigramLearner(config, lr)
+    pool = RolloutPool([worker.generate], 5.0)
+    encoder: Any = WordEncoder()
+    maker = GroupMaker(rollouts(pool), scorer or RewardSet(config.rewards), encoder, config.template)
+    weights = StagedSync(learner, worker, StagingFolder((str(folder),), 1000))
+    records, evaluated = Records(), []
+    store = CheckpointStore(folder / "checkpoints", learner, {"model": "bigram"}, config.run.keep_checkpoints)
+
+    async def evaluate(step: int) -> dict[str, float]:
+        evaluated.append(step)
+        return {"total": 0.5}
+
+    loop = TrainingLoop(config, PROMPTS, Parts(maker, learner, weights, records, store, evaluate))
+    return System(config, loop, learner, worker, weights, records, store, evaluated)

@@ -1,0 +1,72 @@
+"""What a step reports of its groups, on two small groups worked out by hand."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lwz_ray.errors import RewardFailure
+from lwz_ray.grouping import MadeGroup
+from lwz_ray.records import Completion, FinishReason, Group, ParsedText, Prompt, Sample, VersionSpan
+from lwz_ray.step_metrics import group_metrics
+
+FAILED = RewardFailure("writing", "replica 1 died", "infrastructure")
+
+
+def sample(
+    prompt: Prompt, words: int, tokens: int, finish: FinishReason, rewards: dict[str, Any], **measures: float
+) -> Sample:
+    ids = np.zeros(tokens, dtype=np.int32)
+    completion = Completion("x", ids, np.zeros(tokens, np.float32), finish, (VersionSpan(0, tokens, 0),))
+    parsed = ParsedText(None, "x", finish == "stop", 1.0)
+    return Sample(0, 0, prompt, np.zeros(1, np.int32), completion, parsed, words, rewards, measures)
+
+
+@pytest.fixture
+def groups() -> list[MadeGroup]:
+    """Return a group with a range and one without, whose length reward abstains."""
+    ranged, free = Prompt("a", "Write.", "en", (4, 6), 0), Prompt("b", "Write.", "en", None, 1)
+    first = (
+        sample(ranged, 4, 10, "stop", {"length": 1.0, "format": 1.0, "writing": 0.25}, repetition=0.5, num_words=4.0),
+        sample(ranged, 2, 6, "length", {"length": 0.5, "format": 1.0, "writing": FAILED}, repetition=0.0),
+    )
+    second = (
+        sample(free, 8, 12, "stop", {"format": 1.0, "writing": 0.75}),
+        sample(free, 6, 8, "stop", {"format": 0.0, "writing": 0.5}),
+    )
+    return [MadeGroup(Group(0, ranged, first), 2.0, 0.5, 0), MadeGroup(Group(1, free, second), 4.0, 1.5, 1)]
+
+
+def test_every_number(groups: list[MadeGroup]) -> None:
+    metrics = group_metrics(groups, {"length": 3.0, "writing": 0.0, "format": 1.0})
+    assert metrics == pytest.approx(
+        {
+            "rollout/mean_words": 5.0,
+            "rollout/tokens": 36.0,
+            "rollout/truncated": 0.25,
+            "rollout/well_formed": 0.75,
+            "rollout/repetition": 0.25,  # of the two that were measured
+            "rollout/in_range": 0.5,  # of the two with a range: 4 lies in it, 2 does not
+            "staleness/mean": 0.5,
+            "staleness/max": 1.0,
+            "time/generate_s": 3.0,
+            "time/score_s": 1.0,
+            "rewards/length": 0.75,
+            "rewards/length_std": 0.25,  # of the one group that has it
+            "rewards/length_no_spread": 0.5,
+            "rewards/writing": 0.5,  # (0.25 + 0.75 + 0.5) / 3
+            "rewards/writing_std": 0.0625,  # 0 and 0.125
+            "rewards/writing_no_spread": 0.5,
+            "rewards/format": 0.75,
+            "rewards/format_std": 0.25,  # 0 and 0.5
+            "rewards/format_no_spread": 0.5,
+            "rewards/total": 0.75,  # (3 * 0.75 + 1 * 0.75) / 4
+            "rewards/failures": 1.0,
+        }
+    )
+
+
+def test_a_reward_nobody_got_is_absent_not_zero(groups: list[MadeGroup]) -> None:
+    metrics = group_metrics(groups[1:], {"length": 1.0, "format": 1.0})
+    assert "rewards/length" not in metrics and "rollout/in_range" not in metrics
+    assert metrics["rewards/total"] == 0.5
