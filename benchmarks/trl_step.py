@@ -157,6 +157,7 @@ def run_trl(config: Config) -> SystemTimes:
         return result
 
     model.generate = timed_generate
+    dtypes = watch_dtypes(model, lambda: "training" if torch.is_grad_enabled() else "generation")
     with tempfile.TemporaryDirectory(prefix="lwz-bench-") as folder:
         settings = trl_settings(config, folder)
         trainer = GRPOTrainer(
@@ -172,18 +173,30 @@ def run_trl(config: Config) -> SystemTimes:
     facts = {"model": config.model.path, "torch_threads": torch.get_num_threads(), "cpus": os.cpu_count()}
     return SystemTimes(
         f"TRL {importlib.metadata.version('trl')}", steps, WARM_UP_STEPS, config.steps,
-        settings | facts | described(model, config),
+        settings | facts | described(model, dtypes),
     )  # fmt: skip
 
 
-def described(model: Any, config: Config) -> dict[str, Any]:
-    """Return the precision that was found after training, and the versions."""
+def watch_dtypes(model: Any, phase: Callable[[], str]) -> dict[str, str]:
+    """Return a dict that is filled with the dtype in which the model's first linear layer computes, by phase."""
+    from torch.nn import Linear
+
+    found: dict[str, str] = {}
+
+    def note(_: Any, __: Any, output: Any) -> None:
+        found[phase()] = str(output.dtype).removeprefix("torch.")
+
+    next(m for m in model.modules() if isinstance(m, Linear)).register_forward_hook(note)
+    return found
+
+
+def described(model: Any, dtypes: dict[str, str]) -> dict[str, Any]:
+    """Return the precision as it was found, and the versions."""
     master = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
-    compute = f"{config.learners.dtype} autocast" if config.learners.dtype == "bfloat16" else "as the master weights"
     return {
         "master weights": ", ".join(master),
-        "compute": f"{compute} in training",
-        "generation": f"transformers generate, {compute}, padded to the longest of the batch",
+        "compute": f"{dtypes['training']} in training",
+        "generation": f"transformers generate, {dtypes['generation']}, padded to the longest of the batch",
         **{f"version of {name}": importlib.metadata.version(name) for name in PACKAGES},
     }
 

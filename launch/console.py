@@ -161,13 +161,14 @@ class ConsoleTable:
         self._console = console or Console(soft_wrap=True)
 
     def show(self, summary: Mapping[str, Any], run_folder: Path, report: Path) -> None:
-        """Print the table of `summary.json`'s `eval`, the active rewards, and both paths."""
+        """Print the table of `summary.json`'s `eval`, the active rewards, and both paths.
+
+        An error is left to the command line, which says it once and last.
+        """
         evaluation = summary["eval"]
         if evaluation is not None:
             self._console.print(self._table(summary, evaluation))
         self._console.print(f"status: {summary['status']}, {summary['steps']} steps", highlight=False, markup=False)
-        if summary["error"]:
-            self._console.print(f"error: {summary['error']}", highlight=False, markup=False)
         self._console.print(f"run folder: {run_folder}", highlight=False, markup=False, soft_wrap=True)
         self._console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
 

@@ -2,10 +2,15 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import pytest_asyncio
+
+if TYPE_CHECKING:
+    from actors.worker import RolloutWorker
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -88,3 +93,34 @@ def ray_cluster() -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@pytest_asyncio.fixture(scope="session")
+async def vllm_worker(tiny_model_dir: Path, device: str) -> "AsyncIterator[RolloutWorker]":
+    """Run one vLLM engine on the tiny random model for all tests; any of them may change its weights."""
+    from actors.engine import EngineSettings
+    from actors.vllm_engine import VllmEngine
+    from actors.worker import RolloutWorker
+
+    settings = EngineSettings(
+        model_path=str(tiny_model_dir),
+        dtype="bfloat16",
+        max_length_tokens=512,
+        max_num_seqs=16,
+        temperature=1.0,
+        top_p=1.0,
+        max_tokens=64,
+        stop="</answer>",
+        kv_cache_mib=64,
+        # Of the GPU's memory, or of one NUMA node's, which must be free at start; the cache has its own setting.
+        memory_utilization=0.05 if device == "cpu" else 0.1,
+        enforce_eager=True,
+    )
+    before = set(os.environ)
+    worker = RolloutWorker(VllmEngine(settings), ("/dev/shm", "/tmp"), 2**26)
+    await worker.start()
+    # What the engine set for its own processes is not meant for the runs that other tests start.
+    for name in set(os.environ) - before:
+        del os.environ[name]
+    yield worker
+    await worker.close()

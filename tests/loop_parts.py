@@ -18,8 +18,8 @@ from launch.compose import compose
 from lwz_ray.config import Config
 from lwz_ray.errors import RewardFailure
 from lwz_ray.grouping import GroupMaker, group_seed
-from lwz_ray.losses import clipped_policy_loss
 from lwz_ray.loop import Parts, TrainingLoop
+from lwz_ray.losses import clipped_policy_loss
 from lwz_ray.packing import split_over_ranks
 from lwz_ray.protocols import Rollouts, Scorer
 from lwz_ray.records import Completion, Prompt, Sample, StepResult, TrainSample

@@ -26,6 +26,7 @@ from launch.trackers import MultiTracker, build_trackers
 from lwz_ray.config import Config
 from lwz_ray.data import PromptSet, load_eval_prompts, load_prompts
 from lwz_ray.encoding import PromptEncoder
+from lwz_ray.errors import UserError
 from lwz_ray.evaluation import EvalSummary, compare
 from lwz_ray.grouping import GroupMaker
 from lwz_ray.loop import Parts, TrainingLoop
@@ -85,6 +86,9 @@ class RlStage:
         try:
             await self._until_stopped(self._work())
             status, error = ("completed" if self._finished else "interrupted"), None
+        except UserError as problem:
+            error = str(problem)
+            raise
         except Exception as problem:
             error = f"{type(problem).__name__}: {problem} (Ray's logs: {self._logs})"
             raise

@@ -111,7 +111,6 @@ class Child:
 
 def start(words: Sequence[str], log: Path, **environ: str) -> Child:
     """Start the front door in the repository's folder, as a user does."""
-    words = [*words, *os.environ.get("DEVWORDS", "").split()]  # DEV
     return Child([sys.executable, "-m", "lwz_ray.main", *words], log, REPO_ROOT, environment(**environ))
 
 

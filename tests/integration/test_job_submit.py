@@ -1,7 +1,6 @@
 """`ray job submit` against a cluster of the test's own, with token authentication, as the README tells it."""
 
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -141,19 +140,19 @@ def test_the_token_is_written_nowhere(cluster: Cluster, job: Finished, shared: P
 
 
 def test_only_the_code_travels(cluster: Cluster, job: Finished):
-    (size,) = re.findall(r"file package '\S+' \(([0-9.]+)MiB\)", job.output)
-    assert float(size) < 5
+    assert job.returncode == 0
     (copy,) = (cluster.folder / "ray").glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
     names = {p.name for p in copy.iterdir()}
     assert {"lwz_ray", "actors", "rewards", "learners", "launch", "conf"} <= names
     assert names & {".git", ".venv", "models", "runs", "outputs", "wandb"} == set()
     assert (copy / "lwz_ray" / "prompts" / "train.jsonl").exists()
+    assert sum(p.stat().st_size for p in copy.rglob("*") if p.is_file()) < 5 * 2**20
 
 
-def test_a_place_that_a_job_would_lose_is_refused(cluster: Cluster, shared: Path):
+def test_a_place_that_a_job_would_lose_is_refused(cluster: Cluster):
     done = cluster.submit("run=smoke_cpu", timeout_s=90)
     assert done.returncode != 0
-    (line,) = done.lines("error: ")
+    # Ray shows the job's log, and its end again under the status.
+    (line,) = set(done.lines("error: "))
     assert line.startswith("error: run.dir='runs', model.path='models/tiny-random', ")
     assert "relative, or inside the temporary folder of this submitted Ray job" in line
-    assert not (REPO_ROOT / "runs").exists() or not (REPO_ROOT / "runs" / "smoke_cpu").exists()

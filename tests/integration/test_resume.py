@@ -27,7 +27,7 @@ from tests.integration.harness import (
     succeed,
 )
 
-pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS = 6
 WORDS = (
     f"steps={STEPS}",

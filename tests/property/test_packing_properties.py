@@ -38,7 +38,13 @@ def batches(draw: st.DrawFn) -> tuple[list[TrainSample], int]:
 def wanted(samples: list[TrainSample]) -> Counter:
     """Return every trained token as (text before it, token, logprob, advantage, weight)."""
     return Counter(
-        (tuple(s.token_ids[:i].tolist()), int(s.token_ids[i]), float(s.rollout_logprobs[i]), s.advantage, s.token_weight)
+        (
+            tuple(s.token_ids[:i].tolist()),
+            int(s.token_ids[i]),
+            float(s.rollout_logprobs[i]),
+            s.advantage,
+            s.token_weight,
+        )
         for s in samples
         for i in np.flatnonzero(s.loss_mask)
     )
@@ -58,7 +64,9 @@ def found(row: Microbatch) -> Counter:
 
 
 @given(batches(), st.integers(1, 4))
-def test_every_trained_token_is_there_once_with_its_own_numbers(batch: tuple[list[TrainSample], int], ranks: int) -> None:
+def test_every_trained_token_is_there_once_with_its_own_numbers(
+    batch: tuple[list[TrainSample], int], ranks: int
+) -> None:
     samples, budget = batch
     plan = split_over_ranks(samples, budget, ranks)
     assert sum((found(row) for rank in plan for row in rank), Counter()) == wanted(samples)

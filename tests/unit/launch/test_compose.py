@@ -45,7 +45,7 @@ def test_smoke_is_the_default_preset():
 def test_preset_and_values_go_together_in_any_order(argv: list[str], tmp_path: Path):
     config = compose(argv)
     assert (config.run.name, config.run.dir, config.run.resume) == ("x", str(tmp_path / "y"), "auto")
-    assert (config.steps, config.optimizer.lr, config.learners.backend) == (30, 1e-5, "fsdp")
+    assert (config.steps, config.optimizer.lr, config.learners.backend) == (32, 1e-5, "fsdp")
 
 
 def test_a_group_on_the_command_line_wins_over_the_preset():

@@ -99,7 +99,7 @@ def test_untrained_tokens_add_nothing_whatever_stands_there(make_trainer: Callab
 
 @pytest.mark.parametrize("poison", [{"advantage": float("nan")}, {"advantage": -float("inf")}])
 def test_a_batch_that_is_not_finite_is_skipped_and_leaves_no_trace(
-    make_trainer: Callable[..., Trainer], poison: dict[str, float]
+    make_trainer: Callable[..., Trainer], poison: dict[str, Any]
 ) -> None:
     trainer = make_trainer()
     trainer.train([rows(batch())])

@@ -1,5 +1,6 @@
 """Two ranks over gloo are one learner: the same loss, gradient, weights and export as one rank."""
 
+import multiprocessing
 import time
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
+from torch.multiprocessing.spawn import start_processes
 from transformers import AutoModelForCausalLM
 
 from tests.learner_parts import free_address, train_stage_export
@@ -35,9 +36,10 @@ def seen(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 def run_ranks(world_size: int, arguments: tuple[int, str, str, str]) -> None:
     """Run every rank in a process of its own; an error of one ends the others and is raised."""
     # The ranks are forked from one clean process that has imported what takes long.
-    mp.get_context("forkserver").set_forkserver_preload(["torch", "transformers.models.llama.modeling_llama"])
-    ranks = mp.start_processes(train_stage_export, arguments, world_size, join=False, start_method="forkserver")
-    assert ranks is not None
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["torch", "transformers.models.llama.modeling_llama"]
+    )
+    ranks: Any = start_processes(train_stage_export, arguments, world_size, join=False, start_method="forkserver")
     end = time.monotonic() + TIMEOUT_S
     while not ranks.join(timeout=1.0):  # returns when one has ended
         if time.monotonic() > end:

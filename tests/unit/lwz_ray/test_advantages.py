@@ -31,7 +31,8 @@ def test_a_reward_on_a_hundred_times_the_scale_changes_nothing() -> None:
 
 
 def test_the_sum_is_normalised_where_the_sum_is_asked_for() -> None:
-    # Sums 10.7, 31.7, 30.7, 11.7: mean 21.2, deviations -10.5, 10.5, 9.5, -9.5, std sqrt((110.25 + 90.25) / 2) = 10.0125.
+    # Sums 10.7, 31.7, 30.7, 11.7: mean 21.2, deviations -10.5, 10.5, 9.5, -9.5.
+    # Their squares 110.25 and 90.25 twice each: std sqrt(100.25) = 10.0125.
     expected = np.array([-10.5, 10.5, 9.5, -9.5]) / 10.012492197250394
     np.testing.assert_allclose(group_advantages(THREE, EQUAL, "normalise_sum"), expected, atol=1e-12)
 

@@ -40,13 +40,17 @@ def group(*samples: Sample, group_id: int = 0) -> Group:
 
 
 def test_rewards_become_arrays_with_nan_where_a_sample_abstains() -> None:
-    arrays = reward_arrays(group(sample(1, {"length": 0.5, "format": 1.0}), sample(1, {"format": 0.0})), ["length", "format"])
+    arrays = reward_arrays(
+        group(sample(1, {"length": 0.5, "format": 1.0}), sample(1, {"format": 0.0})), ["length", "format"]
+    )
     np.testing.assert_array_equal(arrays["length"], [0.5, np.nan])
     np.testing.assert_array_equal(arrays["format"], [1.0, 0.0])
 
 
 def test_a_failed_reward_is_found_and_never_a_number() -> None:
-    failed = group(sample(1, {"format": 1.0, "writing": 0.3}), sample(1, {"format": 1.0, "writing": FAILED}), group_id=4)
+    failed = group(
+        sample(1, {"format": 1.0, "writing": 0.3}), sample(1, {"format": 1.0, "writing": FAILED}), group_id=4
+    )
     assert failed_component(failed, ["format", "writing"]) == FAILED
     assert failed_component(failed, ["format"]) is None  # a reward that steers nothing takes nothing away
     with pytest.raises(ValueError, match="group 4: reward writing failed: replica 1 died"):

@@ -80,7 +80,7 @@ def making_and_ready() -> Ledger:
         (lambda ledger: ledger.drop(3, "late"), "group 3 is not in flight, cannot drop it as late"),
     ],
 )
-def test_moves_that_do_not_exist_are_refused(move, message: str) -> None:  # noqa: ANN001
+def test_moves_that_do_not_exist_are_refused(move, message: str) -> None:
     ledger = making_and_ready()
     with pytest.raises(LedgerError, match=message):
         move(ledger)

@@ -76,7 +76,7 @@ class LargestTensor(TorchDispatchMode):
         super().__init__()
         self.elements = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for item in out if isinstance(out, tuple | list) else [out]:
             if isinstance(item, torch.Tensor):
@@ -84,7 +84,7 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-def largest(run, tokens: int, vocabulary: int) -> int:  # noqa: ANN001
+def largest(run, tokens: int, vocabulary: int) -> int:
     hidden = torch.randn(tokens, 4, requires_grad=True)
     weight = torch.randn(vocabulary, 4, requires_grad=True)
     with LargestTensor() as watch:

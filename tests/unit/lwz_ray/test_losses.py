@@ -10,9 +10,7 @@ from lwz_ray.losses import PolicyLoss, clipped_policy_loss, token_weights_of
 EPSILON = 0.2
 
 
-def loss_of(
-    ratios: list[float], advantages: list[float], weights: list[float]
-) -> tuple[PolicyLoss, torch.Tensor]:
+def loss_of(ratios: list[float], advantages: list[float], weights: list[float]) -> tuple[PolicyLoss, torch.Tensor]:
     """Return the loss of tokens with these ratios, and its gradient by their logprobs."""
     old = torch.full((len(ratios),), -1.5, dtype=torch.float64)
     logprobs = (old + torch.tensor(ratios, dtype=torch.float64).log()).requires_grad_()
@@ -93,6 +91,6 @@ def test_token_mean_weighs_tokens_alike() -> None:
 
 
 @pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean"])
-def test_a_batch_without_trained_tokens_weighs_nothing(aggregation) -> None:  # noqa: ANN001
+def test_a_batch_without_trained_tokens_weighs_nothing(aggregation) -> None:
     assert token_weights_of([0, 0], aggregation) == [0.0, 0.0]
     assert math.fsum(n * w for n, w in zip([3, 5], token_weights_of([3, 5], aggregation), strict=True)) == 1.0

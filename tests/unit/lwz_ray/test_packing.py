@@ -7,7 +7,9 @@ from lwz_ray.packing import assign, build_microbatch, group_by_prompt, split_ove
 from lwz_ray.records import TrainSample
 
 
-def sample(prompt: list[int], completion: list[int], masked: tuple[int, ...] = (), advantage: float = 1.0) -> TrainSample:
+def sample(
+    prompt: list[int], completion: list[int], masked: tuple[int, ...] = (), advantage: float = 1.0
+) -> TrainSample:
     """Return a sample; `masked` completion tokens are not trained, and their rollout logprobs are NaN."""
     n = len(prompt)
     mask = np.array([False] * n + [i not in masked for i in range(len(completion))])

@@ -86,7 +86,7 @@ def test_a_header_survives_a_dict() -> None:
 def test_tensors_are_taken_one_bucket_at_a_time() -> None:
     taken: list[str] = []
 
-    def stream():  # noqa: ANN202
+    def stream():
         for name, tensor in tensors().items():
             taken.append(name)
             yield name, tensor
