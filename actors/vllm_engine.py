@@ -50,6 +50,7 @@ class VllmEngine:
             disable_log_stats=True,
         )
         self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
+        await self._llm.collective_rpc("end_when_orphaned")
         await self._llm.update_weight_version("0")
         if s.weight_transfer == "staged":
             await self.init_transfer({})

@@ -17,6 +17,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
+from actors.orphans import end_when_orphaned
 from lwz_ray.staging import read_staged
 
 BACKEND = "staged"
@@ -81,4 +82,8 @@ if BACKEND not in WeightTransferEngineFactory._registry:
 
 
 class WorkerExtension:
-    """Mixed into vLLM's worker; its import is what matters."""
+    """Mixed into vLLM's worker; its import registers the backend."""
+
+    def end_when_orphaned(self) -> None:
+        """Leave no engine behind a Ray actor that was killed."""
+        end_when_orphaned()

@@ -105,6 +105,8 @@ class RlStage:
         if self.prompts.counts["kept"] != self.prompts.counts["read"]:
             say(f"prompts: {self.prompts.counts}")
         self._logs = connect(self.config)
+        # Ray takes over SIGTERM when it starts, and would end this process in the middle of a step.
+        self._watch_signals()
         say(f"starting engines and learners (Ray's logs: {self._logs})")
         rooms = Rooms(self.config, _model_bytes(self.config.model.path))
         try:

@@ -109,14 +109,17 @@ class Child:
         pytest.fail(f"{' '.join(self.command)}\n{why}; the last it said:\n{self.output[-TAIL_CHARACTERS:]}")
 
 
-def start(words: Sequence[str], log: Path, **environ: str) -> Child:
-    """Start the front door in the repository's folder, as a user does."""
-    return Child([sys.executable, "-m", "lwz_ray.main", *words], log, REPO_ROOT, environment(**environ))
+def start(words: Sequence[str], log: Path, environ: Mapping[str, str] | None = None) -> Child:
+    """Start the front door in the repository's folder, as a user does; `environ` adds to its environment."""
+    env = environment(**dict(environ or {}))
+    return Child([sys.executable, "-m", "lwz_ray.main", *words], log, REPO_ROOT, env)
 
 
-def run(words: Sequence[str], log: Path, timeout_s: float = 200.0, **environ: str) -> Finished:
+def run(
+    words: Sequence[str], log: Path, timeout_s: float = 200.0, environ: Mapping[str, str] | None = None
+) -> Finished:
     """Run the front door to its end."""
-    return start(words, log, **environ).finish(timeout_s)
+    return start(words, log, environ).finish(timeout_s)
 
 
 def succeed(words: Sequence[str], log: Path, timeout_s: float = 200.0) -> Finished:

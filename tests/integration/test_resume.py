@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.integration.harness import (
@@ -45,8 +46,8 @@ WORDS = (
 )
 SAME = ("rollout/mean_words", "rewards/length", "rewards/total", "train/tokens", "groups/admitted", "groups/trained")
 CLOSE = ("train/loss", "train/grad_norm", "train/mismatch")
-RELATIVE = 1e-3
-"""Of CLOSE: float32 sums in another order; seen """
+RELATIVE = 1e-5
+"""Of CLOSE: seen bit-equal; the room is for float32 sums in another order on another machine."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Story:
     first_checkpoints: list[int]
     checkpoints_at_kill: list[int]
     logged_at_kill: int
-    left_at_kill: set[str]
+    orphans: list[int]
     left_at_end: set[str]
 
 
@@ -94,13 +95,14 @@ def story(place: Path, models_dir: Path, device: str) -> Story:
 
     second = start(words, place / "second.txt")
     second.wait_until(lambda: checkpoint_and_one_more(folder, 2, reached), 150, "a step after a new checkpoint")
+    descendants = psutil.Process(second.process.pid).children(recursive=True)
     second.send(signal.SIGKILL)
     second.finish(30)
+    _, orphans = psutil.wait_procs(descendants, timeout=60)
     at_kill, logged = complete_checkpoints(folder), max(steps_of(folder, 2))
-    left_at_kill = staged_leftovers() - staged
     succeed(words, place / "third.txt")
-    left_at_end = staged_leftovers() - staged
-    return Story(folder, interrupted, summary, checkpoints, at_kill, logged, left_at_kill, left_at_end)
+    left = staged_leftovers() - staged
+    return Story(folder, interrupted, summary, checkpoints, at_kill, logged, [p.pid for p in orphans], left)
 
 
 def checkpoint_and_one_more(folder: Path, attempt: int, reached: int) -> bool:
@@ -151,8 +153,6 @@ def test_every_step_is_what_it_would_have_been(story: Story, undisturbed: Path):
     found = {r["step"]: r for r in read_lines(story.folder / "metrics.jsonl") if not r.get("superseded")}
     assert {r["attempt"] for r in found.values()} == {1, 2, 3}
     for step in range(1, STEPS + 1):
-        print(step, found[step]["attempt"], [(k, found[step][k], expected[step][k]) for k in CLOSE])
-    for step in range(1, STEPS + 1):
         assert {k: found[step][k] for k in SAME} == {k: expected[step][k] for k in SAME}, step
         assert texts_of(story.folder, step) == texts_of(undisturbed, step), step
         for key in CLOSE:
@@ -167,8 +167,9 @@ def texts_of(folder: Path, step: int) -> list[tuple[int, int, str]]:
     return sorted((r["group_id"], r["sample_index"], r["completion"]) for r in rows if not r.get("superseded"))
 
 
-def test_a_kill_leaves_nothing_once_another_run_has_begun(story: Story):
-    """Staged weights of a killed learner are swept by the next one on this host."""
+def test_a_kill_leaves_no_process_and_in_the_end_no_staged_weights(story: Story):
+    """What a killed learner had staged is swept by the next one on this host."""
+    assert story.orphans == []
     assert story.left_at_end == set()
 
 

@@ -37,7 +37,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory, models_dir: Path, device: st
     place = tmp_path_factory.mktemp("smoke")
     listed, staged = set(os.listdir(REPO_ROOT)), staged_leftovers()
     words = ["run=smoke_cpu", f"run.dir={place}/runs", "run.name=first", *on_device(device)]
-    done = run(words, place / "output.txt", **CANARIES)
+    done = run(words, place / "output.txt", environ=CANARIES)
     assert done.returncode == 0, done.output[-4000:]
     new = set(os.listdir(REPO_ROOT)) - listed
     return SmokeRun(done, place / "runs" / "first", new, staged_leftovers() - staged)

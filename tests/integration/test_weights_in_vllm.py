@@ -1,6 +1,7 @@
 """The weights in vLLM are the learner's: shown by logprobs, since a version label alone proves nothing."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,8 @@ from lwz_ray.records import Completion, Group, ParsedText, Prompt, Sample
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow]
 PROMPT_IDS = list(range(1000, 1040))
-AGREE_NATS = 0.01
-"""A token's mean distance of vLLM (bf16) from a float32 forward of the same weights: seen """
+AGREE_NATS = 0.005
+"""A token's mean distance of vLLM (bf16) from a float32 forward: seen 0.0008 of the same weights, 0.24 of the old."""
 WORLD = 2
 
 
@@ -114,13 +115,14 @@ def load_float32(folder: Path) -> Any:
 async def test_logprobs_follow_the_learner_through_an_update(
     vllm_worker: RolloutWorker, ranks: Ranks, config: Config, tiny_model_dir: Path, tmp_path: Path
 ):
-    temperature = vllm_worker.engine.settings.temperature
+    engine: Any = vllm_worker.engine
+    temperature = engine.settings.temperature
     before = await vllm_worker.generate(PROMPT_IDS, 4, seed=1, timeout_s=60.0)
     minibatches = minibatches_of([as_group(before)], [np.array([1.0, -1.0, 0.5, -0.5])], config.algorithm)
     result = await ranks.group.train(minibatches)
     assert (result.optimizer_steps, result.skipped) == (1, 0)
 
-    version = vllm_worker.engine.policy_version + 1
+    version = engine.policy_version + 1
     paths = await ranks.stage(version)
     assert len(paths) > 1
     await vllm_worker.update(version, paths, timeout_s=60.0)
@@ -130,7 +132,6 @@ async def test_logprobs_follow_the_learner_through_an_update(
     new, old = load_float32(tmp_path), load_float32(tiny_model_dir)
     assert {s.policy_version for c in after for s in c.version_spans} == {version}
     seen = {name: mean_distance(m, after, temperature) for name, m in (("new", new), ("old", old))}
-    print("DIST", seen, mean_distance(old, before, temperature))
     assert seen["new"] < AGREE_NATS
     assert seen["old"] > 20 * AGREE_NATS
 
@@ -156,6 +157,18 @@ async def test_no_prefix_of_old_weights_is_reused(vllm_worker: RolloutWorker, ra
     assert cached == [0, 2 * block, 0, 2 * block]
 
 
+async def until_written(engine: Any, num_sequences: int, num_tokens: int) -> None:
+    """Wait until so many sequences are being generated, each with a beginning."""
+    end = time.monotonic() + 30.0
+    written: list[int] = []
+    while len(written) < num_sequences or min(written) < num_tokens:
+        if time.monotonic() > end:
+            pytest.fail(f"waited 30 s for {num_sequences} sequences of {num_tokens} tokens; written so far: {written}")
+        await asyncio.sleep(0.01)
+        states = engine.llm.output_processor.request_states.values()
+        written = [state.detokenizer.num_output_tokens() for state in states if state.detokenizer]
+
+
 async def test_requests_in_flight_survive_an_update(
     vllm_worker: RolloutWorker, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
 ):
@@ -165,10 +178,9 @@ async def test_requests_in_flight_survive_an_update(
     version = engine.policy_version + 1
     paths = await ranks.stage(version)
     running = [asyncio.create_task(vllm_worker.generate(PROMPT_IDS, 4, seed=s, timeout_s=120.0)) for s in (3, 4)]
-    await asyncio.sleep(0.5)
-    paused_s = await vllm_worker.update(version, paths, timeout_s=60.0)
+    await until_written(engine, num_sequences=8, num_tokens=20)
+    await vllm_worker.update(version, paths, timeout_s=60.0)
     completions = [c for group in await asyncio.gather(*running) for c in group]
-    print("PAUSE", paused_s, [(c.num_tokens, c.version_spans) for c in completions])
     assert len(completions) == 8
     for completion in completions:
         spans = completion.version_spans
