@@ -45,8 +45,8 @@ class RolloutActor:
         await self._worker.begin(policy_version)
         await self._engine.start_update()
 
-    async def receive_update(self, update_info: dict[str, Any], timeout_s: float) -> None:
-        await self._worker.receive(self._engine.receive(update_info), -1, timeout_s)
+    async def receive_update(self, update_info: dict[str, Any], policy_version: int, timeout_s: float) -> None:
+        await self._worker.receive(self._engine.receive(update_info), policy_version, timeout_s)
 
     async def end_update(self, policy_version: int) -> None:
         await self._engine.finish_update(policy_version)

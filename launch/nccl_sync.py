@@ -34,7 +34,7 @@ class RolloutClient:
         self._all([h.begin_update.remote(self.policy_version) for h in self._rollouts])
 
     def update_weights(self, update_info: Any) -> None:
-        self._all([h.receive_update.remote(update_info, self._timeout_s) for h in self._rollouts])
+        self._all([h.receive_update.remote(update_info, self.policy_version, self._timeout_s) for h in self._rollouts])
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         self._all([h.end_update.remote(self.policy_version) for h in self._rollouts])

@@ -7,7 +7,10 @@ from pathlib import Path
 import torch
 from huggingface_hub import save_torch_state_dict
 
-WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".gguf")
+COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".py", ".md")
+WEIGHT_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
+SETUP_MARKER = "lwz_setup.json"
+"""Says that `make setup` wrote a folder; an export is not such a folder."""
 
 
 def write_export(weights: Iterable[tuple[str, torch.Tensor]], source: str, folder: str | None) -> None:
@@ -22,6 +25,7 @@ def write_export(weights: Iterable[tuple[str, torch.Tensor]], source: str, folde
     if folder is None:
         return
     for path in Path(source).iterdir():
-        if path.is_file() and not path.name.endswith(WEIGHT_SUFFIXES):
+        wanted = path.name.endswith(COPIED_SUFFIXES) and not path.name.endswith(WEIGHT_SUFFIXES)
+        if path.is_file() and wanted and path.name != SETUP_MARKER:
             shutil.copy2(path, folder)
     save_torch_state_dict(state, folder, metadata={"format": "pt"})
