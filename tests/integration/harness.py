@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -151,5 +152,6 @@ def assert_balanced(groups: Mapping[str, Any]) -> None:
 
 
 def staged_leftovers() -> set[str]:
-    """Return the folders of staged weights on this host."""
-    return {str(p) for parent in ("/dev/shm", "/tmp") for p in Path(parent).glob("lwz_ray-weights-*")}
+    """Return the folders of staged weights on this host whose writer has ended."""
+    folders = [p for parent in ("/dev/shm", "/tmp") for p in Path(parent).glob("lwz_ray-weights-*")]
+    return {str(p) for p in folders if not psutil.pid_exists(int(p.name.split("-")[2]))}
