@@ -35,7 +35,7 @@ class ConsoleTracker:
         self._clock = clock
         self._ends: deque[tuple[int, float]] = deque([(start_step, clock())], maxlen=RECENT_STEPS + 1)
         self._progress: Progress | None = None
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._progress = Progress(
                 TextColumn("step"),
                 MofNCompleteColumn(),

@@ -53,7 +53,6 @@ class Finished:
 
     returncode: int
     output: str
-    wall_s: float
 
     def lines(self, start: str) -> list[str]:
         """Return the lines of the output that begin with `start`."""
@@ -66,7 +65,6 @@ class Child:
     def __init__(self, command: Sequence[str], log: Path, cwd: Path, env: Mapping[str, str]) -> None:
         self.command = [str(word) for word in command]
         self._log = log
-        self._started = time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:
             self.process = subprocess.Popen(
@@ -97,7 +95,7 @@ class Child:
             returncode = self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self._fail(f"still ran after {timeout_s:g} s")
-        return Finished(returncode, self.output, time.monotonic() - self._started)
+        return Finished(returncode, self.output)
 
     def kill(self) -> None:
         """Kill the whole group; does nothing where it has ended."""

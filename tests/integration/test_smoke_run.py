@@ -43,10 +43,6 @@ def smoke(tmp_path_factory: pytest.TempPathFactory, models_dir: Path, device: st
     return SmokeRun(done, place / "runs" / "first", new, staged_leftovers() - staged)
 
 
-def test_it_takes_under_two_minutes(smoke: SmokeRun):
-    assert smoke.done.wall_s < 120
-
-
 def test_every_file_of_the_contract_is_there(smoke: SmokeRun):
     names = {p.name for p in smoke.folder.iterdir()}
     assert names == {

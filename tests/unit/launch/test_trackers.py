@@ -101,7 +101,8 @@ def test_plain_lines_where_there_is_no_terminal():
     ]
 
 
-def test_a_bar_on_a_terminal():
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
     out = io.StringIO()
     console = Console(file=out, width=160, force_terminal=True, color_system=None, legacy_windows=False)
     tracker = ConsoleTracker(10, console=console)
