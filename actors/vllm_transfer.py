@@ -71,9 +71,10 @@ def _pack_tied_heads_again(model: Any) -> None:
     its copy is never made anew, and logits would go on coming from the old embedding.
     """
     layers: list[Any] = [m for m in model.modules() if isinstance(m, VocabParallelEmbedding)]
-    embeddings = {m.weight.data_ptr() for m in layers if not isinstance(m, ParallelLMHead)}
-    for head in layers:
-        if isinstance(head, ParallelLMHead) and head.weight.data_ptr() in embeddings:
+    heads: list[Any] = [m for m in layers if isinstance(m, ParallelLMHead)]
+    embeddings = {m.weight.data_ptr() for m in layers if m not in heads}
+    for head in heads:
+        if head.weight.data_ptr() in embeddings:
             head.quant_method.process_weights_after_loading(head)
 
 
