@@ -9,7 +9,7 @@ PYTHON ?=
 DEVICE ?= $(shell nvidia-smi -L 2>/dev/null | grep -q '^GPU' && echo cuda || echo cpu)
 TEST_PY = $(if $(filter cuda,$(DEVICE)),.venv-cuda,.venv)/bin/python
 PY := .venv/bin/python
-STAMP = $(shell date +%Y%m%d-%H%M%S)
+STAMP := $(shell date +%Y%m%d-%H%M%S)
 
 export TORCH_INDEX PYTHON
 # Every model is a local folder: a mistyped path must fail at once, not after a connection attempt.
@@ -30,8 +30,11 @@ setup-dev: ## setup, with the tools for tests, lint and bench
 	@launch/setup_env.sh --dev --bench
 	@$(PY) -m launch.setup_models --out models
 
-demo: setup ## train a 135M model to write to length on this machine's CPU (up to 20 minutes)
-	$(PY) -m lwz_ray.main run=demo_cpu run.name=demo-$(STAMP) $(ARGS)
+demo: setup ## texts, a reward model, then a 135M model that learns to write to length (up to 30 minutes)
+	$(PY) -m lwz_ray.main run=curate_demo run.name=demo-$(STAMP)-pairs
+	$(PY) -m lwz_ray.main run=rm_demo run.name=demo-$(STAMP)-rm preference.path=runs/demo-$(STAMP)-pairs/pairs.jsonl \
+	    preference.eval_path=runs/demo-$(STAMP)-pairs/pairs_heldout.jsonl
+	$(PY) -m lwz_ray.main run=demo_cpu run.name=demo-$(STAMP) rewards.writing.path=runs/demo-$(STAMP)-rm/export $(ARGS)
 
 smoke: setup ## three steps of a random model, every part real (under 2 minutes)
 	$(PY) -m lwz_ray.main run=smoke_cpu run.name=smoke-$(STAMP) $(ARGS)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from actors.repetition_stop import RepetitionRule
+from actors.streams import CompletionStream
 from lwz_ray.errors import InfrastructureError
-from lwz_ray.records import Completion
 
 
 class DirtyEngineError(InfrastructureError):
@@ -34,6 +35,8 @@ class EngineSettings:
     """vLLM weight-transfer backend: `staged` (ours, files on the host) or `nccl`."""
     threads: int = 1
     replica_index: int = 0
+    repetition_stop: RepetitionRule | None = None
+    """When a looping sample is ended with finish reason `repetition`; None: never."""
 
 
 class Engine(Protocol):
@@ -43,10 +46,19 @@ class Engine(Protocol):
 
     async def start(self) -> None: ...
 
-    async def generate(
-        self, prompt_token_ids: Sequence[int], num_samples: int, seed: int, request_id: str
-    ) -> list[Completion]:
-        """Return `num_samples` completions; reproducible by seed while weights do not change."""
+    def stream(
+        self,
+        prompt_token_ids: Sequence[int],
+        num_samples: int,
+        seed: int,
+        request_id: str,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+    ) -> CompletionStream:
+        """Yield (sample_index, completion) as each ends; reproducible by seed while weights do not change.
+
+        temperature, max_tokens: None takes the settings'. Closing the stream early ends what is still being written.
+        """
         ...
 
     async def pause(self) -> None:

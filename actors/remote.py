@@ -1,15 +1,44 @@
 """Ray actors of the generating side: thin shells around plain classes. The only file of this room that imports ray."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import ray
 
 from actors.engine import EngineSettings
+from actors.streams import CompletionStream, StreamCall
 from actors.vllm_engine import VllmEngine
 from actors.worker import RolloutWorker
-from lwz_ray.records import Completion
 from lwz_ray.weights import Bucket
+
+
+def stream_of(handle: Any) -> StreamCall:
+    """Return the calls of a Ray actor's `stream` as an async generator here.
+
+    Ray holds nothing back: the actor runs ahead of a slow reader by at most one group. A reader that stops early
+    cancels the task, and with it what the engine is still writing.
+    """
+
+    async def stream(
+        prompt_token_ids: Sequence[int],
+        num_samples: int,
+        seed: int,
+        timeout_s: float,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+    ) -> CompletionStream:
+        refs = handle.stream.remote(prompt_token_ids, num_samples, seed, timeout_s, temperature, max_tokens)
+        ended = False
+        try:
+            async for ref in refs:
+                yield await ref
+            ended = True
+        finally:
+            if not ended:
+                ray.cancel(refs)
+
+    return stream
 
 
 @ray.remote
@@ -25,10 +54,20 @@ class RolloutActor:
         await self._worker.start()
         return ray.get_runtime_context().get_node_id()
 
-    async def generate(
-        self, prompt_token_ids: Sequence[int], num_samples: int, seed: int, timeout_s: float
-    ) -> list[Completion]:
-        return await self._worker.generate(prompt_token_ids, num_samples, seed, timeout_s)
+    async def stream(
+        self,
+        prompt_token_ids: Sequence[int],
+        num_samples: int,
+        seed: int,
+        timeout_s: float,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+    ) -> CompletionStream:
+        """Yield (sample_index, completion) as each ends; ends early with `ray.cancel`."""
+        call = self._worker.stream(prompt_token_ids, num_samples, seed, timeout_s, temperature, max_tokens)
+        async with contextlib.aclosing(call) as stream:
+            async for item in stream:
+                yield item
 
     async def stage(self, bucket: Bucket) -> None:
         self._worker.stage(bucket)

@@ -1,13 +1,16 @@
 """A bigram language model in one matrix: it samples, takes weights and pauses like a real engine."""
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from actors.engine import EngineSettings
-from lwz_ray.records import Completion, VersionSpan
+from actors.repetition_stop import ends_in_loop
+from actors.streams import CompletionStream, as_they_end
+from lwz_ray.records import Completion, FinishReason, VersionSpan
 from lwz_ray.staging import read_staged
 
 
@@ -26,35 +29,51 @@ class TinyEngine:
     async def start(self) -> None:
         self._running.set()
 
-    async def generate(
-        self, prompt_token_ids: Sequence[int], num_samples: int, seed: int, request_id: str
-    ) -> list[Completion]:
+    async def stream(
+        self,
+        prompt_token_ids: Sequence[int],
+        num_samples: int,
+        seed: int,
+        request_id: str,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+    ) -> CompletionStream:
         """Sample token by token, giving way to others in between, so that updates can land inside a text."""
-        return [
-            await self._one(int(prompt_token_ids[-1]), np.random.default_rng([seed, i])) for i in range(num_samples)
-        ]
+        last = int(prompt_token_ids[-1])
+        heat = self.settings.temperature if temperature is None else temperature
+        limit = self.settings.max_tokens if max_tokens is None else max_tokens
+        works = [self._one(last, np.random.default_rng([seed, i]), heat, limit) for i in range(num_samples)]
+        async with contextlib.aclosing(as_they_end(works)) as ended:
+            async for item in ended:
+                yield item
 
-    async def _one(self, last: int, rng: np.random.Generator) -> Completion:
+    async def _one(self, last: int, rng: np.random.Generator, temperature: float, max_tokens: int) -> Completion:
         tokens: list[int] = []
         logprobs: list[float] = []
         versions: list[int] = []
-        while len(tokens) < self.settings.max_tokens:
+        rule = self.settings.repetition_stop
+        reason: FinishReason = "length"
+        while len(tokens) < max_tokens:
             await self._running.wait()
-            row = torch.log_softmax(self._logits[last].double() / self.settings.temperature, dim=0).numpy()
+            row = torch.log_softmax(self._logits[last].double() / temperature, dim=0).numpy()
             probabilities = np.exp(row)
             last = int(rng.choice(len(row), p=probabilities / probabilities.sum()))
             tokens.append(last)
             logprobs.append(float(row[last]))
             versions.append(self.policy_version)
             if last == 0:
+                reason = "stop"
+                break
+            if rule is not None and len(tokens) < max_tokens and ends_in_loop(tokens, rule):
+                reason = "repetition"
                 break
             await asyncio.sleep(0)
         text = "".join(f" w{t}" for t in tokens if t)
         return Completion(
-            text=text + (self.settings.stop if tokens[-1] == 0 else ""),
+            text=text + (self.settings.stop if reason == "stop" else ""),
             token_ids=np.asarray(tokens, dtype=np.int32),
             rollout_logprobs=np.asarray(logprobs, dtype=np.float32),
-            finish_reason="stop" if tokens[-1] == 0 else "length",
+            finish_reason=reason,
             version_spans=_spans(versions),
         )
 

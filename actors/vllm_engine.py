@@ -1,13 +1,15 @@
 """The vLLM engine: AsyncLLM with processed logprobs, version-salted prefixes and in-flight weight updates."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any, cast
 
-import numpy as np
-
 from actors.engine import EngineSettings
+from actors.repetition_stop import SentenceWatch
+from actors.streams import CompletionStream, as_they_end
+from actors.transcript import Decode, Transcript
 from lwz_ray.errors import InfrastructureError
 from lwz_ray.records import Completion, FinishReason, VersionSpan
 
@@ -62,38 +64,85 @@ class VllmEngine:
             raise InfrastructureError("the vLLM engine is not running")
         return self._llm
 
-    async def generate(
-        self, prompt_token_ids: Sequence[int], num_samples: int, seed: int, request_id: str
-    ) -> list[Completion]:
-        """Sample completions. The salt keeps prefixes computed with other weights from being reused."""
-        output = await self.generate_raw(prompt_token_ids, num_samples, seed, request_id)
-        return [_completion(o, self.policy_version) for o in sorted(output.outputs, key=lambda o: o.index)]
+    async def stream(
+        self,
+        prompt_token_ids: Sequence[int],
+        num_samples: int,
+        seed: int,
+        request_id: str,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+    ) -> CompletionStream:
+        """Send one request a sample, so that each can end alone; they share the prompt through the prefix cache."""
+        works = []
+        for i in range(num_samples):
+            prompt, params = self.request(prompt_token_ids, seed + i, temperature, max_tokens)
+            works.append(self._sample(prompt, params, f"{request_id}-{i}"))
+        async with contextlib.aclosing(as_they_end(works)) as ended:
+            async for item in ended:
+                yield item
 
-    async def generate_raw(self, prompt_token_ids: Sequence[int], num_samples: int, seed: int, request_id: str):
-        """Return vLLM's final RequestOutput of one request."""
+    def request(
+        self,
+        prompt_token_ids: Sequence[int],
+        seed: int,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+    ) -> tuple[Any, Any]:
+        """Return vLLM's prompt and sampling parameters of one sample.
+
+        The salt keeps prefixes computed with other weights from being reused.
+        """
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind
 
-        s = self.settings
+        s, rule = self.settings, self.settings.repetition_stop
+        detection = None
+        if rule is not None:
+            smallest, largest = rule.pattern_sizes
+            detection = RepetitionDetectionParams(
+                max_pattern_size=largest, min_pattern_size=smallest, min_count=rule.repeats
+            )
         params = SamplingParams(
-            n=num_samples,
-            temperature=s.temperature,
+            temperature=s.temperature if temperature is None else temperature,
             top_p=s.top_p,
-            max_tokens=s.max_tokens,
+            max_tokens=s.max_tokens if max_tokens is None else max_tokens,
             seed=seed,
             logprobs=0,
             stop=[s.stop] if s.stop else None,
             include_stop_str_in_output=True,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            repetition_detection=detection,
+            # Pieces are only for our own check; without it the whole text comes at once.
+            output_kind=RequestOutputKind.DELTA if rule else RequestOutputKind.FINAL_ONLY,
+            stream_interval=rule.check_every_tokens if rule else None,
         )
-        prompt = TokensPrompt(prompt_token_ids=list(prompt_token_ids), cache_salt=f"v{self.policy_version}")
-        final = None
-        async for output in self.llm.generate(prompt, params, request_id):
-            final = output
-        if final is None:
-            raise InfrastructureError(f"vLLM ended request {request_id} without output")
-        return final
+        return TokensPrompt(prompt_token_ids=list(prompt_token_ids), cache_salt=f"v{self.policy_version}"), params
+
+    async def _sample(self, prompt: Any, params: Any, request_id: str) -> Completion:
+        """Write one sample to its end; one whose sentences loop is ended here. A cancelled call ends the request."""
+        rule = self.settings.repetition_stop
+        transcript = Transcript(SentenceWatch(rule) if rule else None)
+        last = None
+        async with contextlib.aclosing(self.llm.generate(prompt, params, request_id)) as outputs:
+            async for output in outputs:
+                (last,) = output.outputs
+                pairs = zip(cast(Any, last.logprobs) or (), last.token_ids, strict=True)
+                logprobs = [position[token].logprob for position, token in pairs]
+                if transcript.add(last.token_ids, logprobs, last.text) and not output.finished:
+                    await self.llm.abort(request_id)  # One more output comes, with the version spans.
+        if last is None or last.finish_reason is None:
+            raise InfrastructureError(f"vLLM ended request {request_id} without its last output")
+        reason: FinishReason = last.finish_reason if last.finish_reason in ("stop", "length", "repetition") else "abort"
+        spans = [VersionSpan(s.start, s.end, int(s.version)) for s in last.weight_versions or ()]
+        unlabelled = VersionSpan(0, transcript.num_tokens, self.policy_version)
+        return transcript.completion(reason, spans or [unlabelled], self._decoder(prompt["prompt_token_ids"]))
+
+    def _decoder(self, prompt_token_ids: Sequence[int]) -> Decode:
+        """Return the text of a completion's first tokens, with the space that a tokenizer may drop at a beginning."""
+        tokenizer, context = self.llm.get_tokenizer(), list(prompt_token_ids[-4:])
+        skipped = len(tokenizer.decode(context, skip_special_tokens=True))
+        return lambda ids: tokenizer.decode([*context, *ids], skip_special_tokens=True)[skipped:]
 
     async def pause(self) -> None:
         await self.llm.pause_generation(mode="keep", clear_cache=False)
@@ -137,20 +186,3 @@ def _pin_threads(threads: int, replica_index: int) -> None:
     first = replica_index * threads
     chosen = [cores[(first + i) % len(cores)] for i in range(min(threads, len(cores)))]
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, sorted(set(chosen)))))
-
-
-def _completion(output, current_version: int) -> Completion:
-    token_ids = np.asarray(output.token_ids, dtype=np.int32)
-    logprobs = np.asarray(
-        [position[token].logprob for position, token in zip(output.logprobs, output.token_ids, strict=True)],
-        dtype=np.float32,
-    )
-    spans = tuple(VersionSpan(s.start, s.end, int(s.version)) for s in output.weight_versions or ())
-    reason: FinishReason = output.finish_reason if output.finish_reason in ("stop", "length", "repetition") else "abort"
-    return Completion(
-        text=output.text,
-        token_ids=token_ids,
-        rollout_logprobs=logprobs,
-        finish_reason=reason,
-        version_spans=spans or (VersionSpan(0, len(token_ids), current_version),),
-    )

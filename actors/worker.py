@@ -1,12 +1,13 @@
 """The rollout worker: one engine, weight updates in flight, and a gate that keeps a dirty engine from serving."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Sequence
 
 from actors.engine import DirtyEngineError, Engine
+from actors.streams import CompletionStream
 from lwz_ray.errors import WaitTimeoutError
-from lwz_ray.records import Completion
 from lwz_ray.staging import StagingFolder
 from lwz_ray.weights import Bucket
 
@@ -32,26 +33,44 @@ class RolloutWorker:
         await self.engine.start()
         self._serving.set()
 
-    async def generate(
-        self, prompt_token_ids: Sequence[int], num_samples: int, seed: int, timeout_s: float
-    ) -> list[Completion]:
-        """Return completions; waits for a running update. Raises DirtyEngineError or WaitTimeoutError."""
-        started = time.monotonic()
+    async def stream(
+        self,
+        prompt_token_ids: Sequence[int],
+        num_samples: int,
+        seed: int,
+        timeout_s: float,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+    ) -> CompletionStream:
+        """Yield completions as they end; waits for a running update. Raises DirtyEngineError or WaitTimeoutError.
+
+        timeout_s: for the whole group.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        await self._until_serving(timeout_s)
+        self._num_requests += 1
+        request_id, num_ended = f"r{self._num_requests}", 0
+        stream = self.engine.stream(prompt_token_ids, num_samples, seed, request_id, temperature, max_tokens)
+        async with contextlib.aclosing(stream):
+            while True:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        item = await anext(stream, None)
+                except TimeoutError:
+                    missing = f"{num_samples - num_ended} of {num_samples} completions of request {request_id}"
+                    raise WaitTimeoutError(missing, timeout_s) from None
+                if item is None:
+                    return
+                num_ended += 1
+                yield item
+
+    async def _until_serving(self, timeout_s: float) -> None:
         try:
             await asyncio.wait_for(self._serving.wait(), timeout_s)
         except TimeoutError:
             if self._dirty:
                 raise DirtyEngineError(self._dirty) from None
             raise WaitTimeoutError("a weight update to finish before generating", timeout_s) from None
-        self._num_requests += 1
-        request_id = f"r{self._num_requests}"
-        left = timeout_s - (time.monotonic() - started)
-        try:
-            return await asyncio.wait_for(
-                self.engine.generate(prompt_token_ids, num_samples, seed, request_id), max(left, 1.0)
-            )
-        except TimeoutError:
-            raise WaitTimeoutError(f"{num_samples} completions of request {request_id}", timeout_s) from None
 
     def stage(self, bucket: Bucket) -> None:
         """Bring one bucket to this host; `update` loads what was staged."""

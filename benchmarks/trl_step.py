@@ -25,7 +25,7 @@ from lwz_ray.templates import parse_completion, render
 from lwz_ray.text import count_words
 from rewards.format import format_reward
 from rewards.length import l_max_for, length_reward
-from rewards.repetition import repetition
+from rewards.repetition_meter import RepetitionMeter
 
 PACKAGES = ("trl", "torch", "transformers", "accelerate")
 
@@ -83,10 +83,13 @@ def make_rewards(config: Config, end_id: int, steps: list[StepTime]) -> list[Cal
         factor = config.rewards.length.l_max_factor
         return [length_reward(n, lo, hi, l_max_for(hi, factor)) for n, lo, hi in zip(words, low, high, strict=True)]
 
+    meter = RepetitionMeter(config.rewards.format)
+
     def format_(completions: list[str], **_: Any) -> list[float]:
-        settings = config.rewards.format
         parsed = [parse_completion(text, arm, prefill) for text in completions]
-        return [format_reward(p, repetition(p.answer or "", settings.repetition_ngram), settings) for p in parsed]
+        # The bench's requests are English.
+        shares = [meter.measure(p.answer or "", "en").combined for p in parsed]
+        return [format_reward(p, share, config.rewards.format) for p, share in zip(parsed, shares, strict=True)]
 
     return [length, format_]
 

@@ -20,12 +20,17 @@ Train a language model to write long texts with reinforcement learning on Ray.
 
 stages (stage=…)
   rl        train with GRPO (default)
+  train_rm  train a reward model on preference pairs
+  curate    make data (recipe=degradations: preference pairs from good texts)
+  scale     give a run that goes on another number of reward replicas (rewards.replicas=N)
   report    write report.html of a run folder again
 
 presets (run=…; smoke_cpu is the default)
   smoke_cpu  everything real with a 2-layer random model, 3 steps, under two minutes on two cores
   demo_cpu   a 135M model learns to write to length on two cores
   paper_32b  the paper's settings on 8 nodes x 8 GPUs; look at it with dry_run=true
+  curate_demo, rm_demo        pairs, and a reward model from them, in minutes on two cores
+  curate_rm, rm_degradations  the same with more pairs and a longer training
 
 groups and their choices
 {groups}
@@ -38,6 +43,7 @@ options
 examples
   python -m lwz_ray.main run=demo_cpu run.name=first sampling.temperature=0.9
   python -m lwz_ray.main run=demo_cpu run.name=first run.resume=auto
+  python -m lwz_ray.main run=rm_demo preference.path=pairs.jsonl preference.eval_path=null
   python -m lwz_ray.main run=paper_32b dry_run=true
   ray job submit --working-dir . -- python -m lwz_ray.main run=smoke_cpu run.dir=/shared/runs \\
       model.path=/shared/models/tiny-random rewards.writing.path=/shared/models/tiny-classifier

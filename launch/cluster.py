@@ -2,14 +2,17 @@
 
 import asyncio
 import os
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from launch.plan import Bundle, bundles
 from lwz_ray.config import Config
-from lwz_ray.errors import UserError
+from lwz_ray.errors import InfrastructureError, UserError, WaitTimeoutError
 
 
 def connect(config: Config) -> str:
@@ -79,3 +82,49 @@ async def reserve(config: Config) -> tuple[PlacementGroup, dict[str, list[int]]]
 
 async def _ready(group: PlacementGroup) -> None:
     await group.ready()
+
+
+def actor_options(
+    num_cpus: float, num_gpus: float, threads: int, group: PlacementGroup | None, bundle: int | None
+) -> dict[str, Any]:
+    """Return Ray's options of one actor, in a bundle of `group` or (bundle=None) wherever there is room.
+
+    Resources are Ray's to count; threads are set explicitly, or every process would take every core.
+    """
+    options: dict[str, Any] = {
+        "num_cpus": num_cpus,
+        "num_gpus": num_gpus,
+        "runtime_env": {
+            "env_vars": {
+                "OMP_NUM_THREADS": str(threads),
+                "MKL_NUM_THREADS": str(threads),
+                "TOKENIZERS_PARALLELISM": "false",
+                # Keep freed memory: glibc would map and clear the same activations anew in every layer.
+                "MALLOC_MMAP_THRESHOLD_": str(2**33),
+                "MALLOC_TRIM_THRESHOLD_": str(2**34),
+                "VLLM_NO_USAGE_STATS": "1",
+            }
+        },
+    }
+    if bundle is not None:
+        assert group is not None
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+            placement_group=group, placement_group_bundle_index=bundle
+        )
+    return options
+
+
+async def started(calls: Sequence[Awaitable[Any]], what: str, timeout_s: float) -> list[Any]:
+    """Wait for every call of Ray actors; raises WaitTimeoutError, or what an actor failed of, with `what` in it."""
+    together = asyncio.gather(*calls)
+    # When another room fails first, or the run is stopped, nobody asks this one for its error any more.
+    together.add_done_callback(lambda future: future.cancelled() or future.exception())
+    try:
+        return list(await asyncio.wait_for(together, timeout_s))
+    except TimeoutError:
+        raise WaitTimeoutError(what, timeout_s) from None
+    except RayTaskError as error:
+        raise InfrastructureError(f"while waiting for {what}: {error.cause}") from error
+    except RayActorError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise InfrastructureError(f"while waiting for {what}: the process died: {last}") from error

@@ -7,6 +7,7 @@ from lwz_ray.config import Config
 from lwz_ray.evaluation import EvalSummary, summarise_evaluation
 from lwz_ray.grouping import GroupMaker, group_seed
 from lwz_ray.records import Group, Prompt
+from lwz_ray.watch import drift
 
 
 class Evaluator:
@@ -16,6 +17,8 @@ class Evaluator:
         self._config = config
         self._maker = maker
         self._prompts = list(prompts)
+        self.before: EvalSummary | None = None
+        """The evaluation before training, which drift is measured against."""
 
     async def run(self) -> tuple[EvalSummary, list[Group]]:
         """Return the numbers and the groups in prompt order."""
@@ -33,4 +36,10 @@ class Evaluator:
     async def numbers(self, step: int) -> dict[str, float]:
         """Return the means alone, for a point of the curve at `step`."""
         summary, _ = await self.run()
-        return summary.numbers
+        return summary.numbers | self.drift(summary)
+
+    def drift(self, now: EvalSummary) -> dict[str, float]:
+        """Return `drift`: the writing score's rise beyond the second scorer's; nothing where there is none."""
+        second = self._config.watch.second_scorer
+        value = drift(self.before, now, second) if second and self.before else None
+        return {} if value is None else {"drift": value}

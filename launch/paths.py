@@ -10,8 +10,20 @@ from lwz_ray.errors import UserError
 
 HUB = "hub:"
 PACKAGE = "package://"
-_DURABLE = (("run", "dir"), ("model", "path"), ("rewards", "writing", "path"))
-_OTHER = (("data", "path"), ("eval", "path"), ("weights", "staging_dir"))
+_DURABLE = (
+    ("run", "dir"),
+    ("model", "path"),
+    ("rewards", "writing", "path"),
+    ("rewards", "format", "embedding_path"),
+)
+_OTHER = (
+    ("data", "path"),
+    ("eval", "path"),
+    ("preference", "path"),
+    ("preference", "eval_path"),
+    ("curate", "texts_path"),
+    ("weights", "staging_dir"),
+)
 
 
 def is_submitted_job(environ: Mapping[str, str]) -> bool:

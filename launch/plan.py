@@ -10,8 +10,16 @@ from lwz_ray.config import Config
 Bundle = dict[str, float]
 
 
+STAGE_ROOMS: dict[str, tuple[str, ...]] = {
+    "rl": ("actors", "rewards", "learners"),
+    "train_rm": ("learners",),
+    "curate": ("actors",),
+}
+"""The rooms that a stage starts."""
+
+
 def bundles(config: Config) -> dict[str, list[Bundle]]:
-    """Return the placement group of each room: one bundle a Ray actor, kept whole on one node."""
+    """Return the placement group of each room of the stage: one bundle a Ray actor, kept whole on one node."""
     rooms = {
         "actors": (config.actors.replicas, config.actors.num_cpus, config.actors.num_gpus),
         "rewards": (config.rewards.replicas, config.rewards.num_cpus, config.rewards.num_gpus),
@@ -19,12 +27,22 @@ def bundles(config: Config) -> dict[str, list[Bundle]]:
     }
     if config.rewards.writing.path is None:
         del rooms["rewards"]
-    return {room: [_bundle(cpus, gpus) for _ in range(count)] for room, (count, cpus, gpus) in rooms.items()}
+    return {
+        room: [_bundle(cpus, gpus) for _ in range(count)]
+        for room, (count, cpus, gpus) in rooms.items()
+        if room in STAGE_ROOMS[config.stage]
+    }
 
 
 def estimates(config: Config) -> list[Estimate]:
     """Return the memory estimates of every kind of process in the run."""
     policy = shape_of("model.path", config.model.path)
+    if config.stage == "train_rm":
+        from launch.plan_rm import estimates_rm
+
+        return estimates_rm(config, policy)
+    if config.stage == "curate":
+        return [rollout_estimate(config, policy)]
     found = [rollout_estimate(config, policy), learner_estimate(config, policy)]
     if config.rewards.writing.path is not None:
         found.insert(1, scorer_estimate(config, shape_of("rewards.writing.path", config.rewards.writing.path)))
@@ -42,7 +60,7 @@ def plan_text(config: Config) -> str:
         f"policy {config.model.path}: {policy.architecture}, {policy.num_parameters:,} parameters",
         f"run folder {Path(config.run.dir) / config.run.name}",
     ]
-    parts = [head, _placement(config), _batch(config), _memory(config)]
+    parts = [head, _placement(config), _stage_batch(config), _memory(config)]
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
@@ -59,7 +77,7 @@ def _placement(config: Config) -> list[str]:
         each = ", ".join(f"{name}: {amount:g}" for name, amount in one.items())
         lines.append(f"  {room:<9} {len(items):>3} x {{{each}}} = {room_cpus:g} CPUs, {room_gpus:g} GPUs")
         cpus, gpus = cpus + room_cpus, gpus + room_gpus
-    if config.rewards.writing.path is None:
+    if config.rewards.writing.path is None and "rewards" in STAGE_ROOMS[config.stage]:
         lines.append("  rewards   none: rewards.writing.path is null, length and format need no pool")
     # Sums of decimal fractions: 0.8 + 0.2 + 0.8 is not 1.8 in binary.
     cpus, gpus = round(cpus, 6), round(gpus, 6)
@@ -85,6 +103,18 @@ def _against_cluster(config: Config, gpus: float) -> str:
     total = cluster.nodes * cluster.gpus_per_node
     verdict = "fits" if gpus <= total else "does not fit"
     return f"; the cluster has {cluster.nodes} nodes x {cluster.gpus_per_node} = {total} GPUs: {verdict}"
+
+
+def _stage_batch(config: Config) -> list[str]:
+    if config.stage == "train_rm":
+        from launch.plan_rm import batch_rm
+
+        return batch_rm(config)
+    if config.stage == "curate":
+        from launch.plan_curate import batch_curate
+
+        return batch_curate(config)
+    return _batch(config)
 
 
 def _batch(config: Config) -> list[str]:

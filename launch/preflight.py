@@ -12,6 +12,9 @@ from lwz_ray.data import load_eval_prompts, load_prompts
 from lwz_ray.errors import UserError
 from lwz_ray.records import Prompt
 from lwz_ray.sources import HUB, local_file
+from rewards.embedder import check_embedder
+from rewards.function import check_function
+from rewards.judge_client import check_judge_settings
 
 _HUB_TIMEOUT_S = 10.0
 
@@ -22,13 +25,24 @@ def preflight(config: Config) -> None:
     With `dry_run` a hub name stands for a model that is not here yet; it is not looked up. Stages that only read a
     run folder need a safe name and no more.
     """
-    if config.stage != "rl":
+    if config.stage in ("report", "scale"):
         run_path(config.run)
         return
     _check_run_folder(config)
-    _check_address(config)
-    _check_policy(config)
+    if config.stage == "train_rm":
+        from launch.preflight_rm import check_train_rm
+
+        check_train_rm(config)
+        return
+    if config.stage == "curate":
+        from launch.preflight_curate import check_curate
+
+        check_curate(config)
+        return
+    check_address(config)
+    check_policy(config)
     _check_writing_model(config)
+    _check_other_scorers(config)
     _check_data(config)
     if not config.dry_run:
         _check_staging(config)
@@ -40,7 +54,7 @@ def _check_run_folder(config: Config) -> None:
         raise UserError(f"{path} already holds a run: choose another run.name, or continue it with run.resume=auto")
 
 
-def _check_address(config: Config) -> None:
+def check_address(config: Config) -> None:
     if config.cluster.address.startswith(("http://", "https://")):
         raise UserError(
             f"cluster.address={config.cluster.address!r} is a dashboard's address (from RAY_ADDRESS?): give local, "
@@ -48,17 +62,17 @@ def _check_address(config: Config) -> None:
         )
 
 
-def _check_policy(config: Config) -> None:
+def check_policy(config: Config) -> None:
     key, path = "model.path", config.model.path
-    folder = _folder(key, path, config.dry_run)
+    folder = model_folder(key, path, config.dry_run)
     if folder is None:
         return
-    found = _read_config(key, path, folder)
-    _check_positions(key, path, found, "model.max_length_tokens", config.model.max_length_tokens)
+    found = read_config(key, path, folder)
+    check_positions(key, path, found, "model.max_length_tokens", config.model.max_length_tokens)
     if _is_hub_name(path):
         return
-    _check_tokenizer(key, folder)
-    _check_weights(key, folder)
+    check_tokenizer(key, folder)
+    check_weights(key, folder)
     if config.template.chat and not _has_chat_template(folder):
         raise UserError(
             f"{key}={path!r}: its tokenizer has no chat template, which template.chat=true needs; use "
@@ -70,20 +84,30 @@ def _check_writing_model(config: Config) -> None:
     key, writing = "rewards.writing.path", config.rewards.writing
     if writing.path is None:
         return
-    folder = _folder(key, writing.path, config.dry_run)
+    folder = model_folder(key, writing.path, config.dry_run)
     if folder is None:
         return
-    found = _read_config(key, writing.path, folder)
+    found = read_config(key, writing.path, folder)
     architecture = (found.get("architectures") or ["none"])[0]
     if not architecture.endswith("ForSequenceClassification") or num_labels(found) != 1:
         raise UserError(
             f"{key}={writing.path!r}: {architecture} with {num_labels(found)} outputs (id2label); a reward model is "
             "a …ForSequenceClassification with num_labels=1"
         )
-    _check_positions(key, writing.path, found, "rewards.writing.max_length_tokens", writing.max_length_tokens)
+    check_positions(key, writing.path, found, "rewards.writing.max_length_tokens", writing.max_length_tokens)
     if not _is_hub_name(writing.path):
-        _check_tokenizer(key, folder)
-        _check_weights(key, folder)
+        check_tokenizer(key, folder)
+        check_weights(key, folder)
+
+
+def _check_other_scorers(config: Config) -> None:
+    """Look for the embedding model's folder, the user's function and the judge's key."""
+    if config.rewards.format.semantic == "embedding":
+        check_embedder(config.rewards.format)
+    if config.rewards.function.path is not None:
+        check_function(config.rewards.function.path)
+    if config.judge.base_url is not None:
+        check_judge_settings(config.judge)
 
 
 def _is_hub_name(path: str) -> bool:
@@ -91,16 +115,16 @@ def _is_hub_name(path: str) -> bool:
     return not Path(path).is_absolute()
 
 
-def _folder(key: str, path: str, dry_run: bool) -> Path | None:
+def model_folder(key: str, path: str, dry_run: bool) -> Path | None:
     """Return the folder that holds config.json; None for a hub name of which nothing is known without asking."""
     if _is_hub_name(path):
         return None if dry_run else _fetch_config(key, path)
     folder = Path(path)
     if not folder.is_dir():
-        raise UserError(
-            f"{key}={path!r}: no such folder; name a Hugging Face folder (`make setup` writes those under models/) "
-            "or hub:owner/name"
-        )
+        remedy = "`make setup` writes those under models/"
+        if key == "rewards.writing.path":
+            remedy = "stage=train_rm, such as run=rm_demo, writes one as export/"
+        raise UserError(f"{key}={path!r}: no such folder; name a Hugging Face folder ({remedy}) or hub:owner/name")
     return folder
 
 
@@ -118,7 +142,7 @@ def _fetch_config(key: str, name: str) -> Path:
         ) from error
 
 
-def _read_config(key: str, path: str, folder: Path) -> dict[str, Any]:
+def read_config(key: str, path: str, folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(f"{key}={path!r}: has no config.json; name a folder that save_pretrained wrote")
@@ -132,18 +156,18 @@ def _read_json(key: str, file: Path) -> dict[str, Any]:
         raise UserError(f"{key}: {file} is no JSON file ({error}); restore it") from error
 
 
-def _check_positions(key: str, path: str, found: dict[str, Any], length_key: str, length: int) -> None:
+def check_positions(key: str, path: str, found: dict[str, Any], length_key: str, length: int) -> None:
     positions = found.get("max_position_embeddings")
     if positions is not None and length > positions:
         raise UserError(f"{length_key}={length} exceeds the {positions} positions of {key}={path!r}: lower it")
 
 
-def _check_tokenizer(key: str, folder: Path) -> None:
+def check_tokenizer(key: str, folder: Path) -> None:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserError(f"{key}={str(folder)!r}: has no tokenizer (tokenizer.json); save the tokenizer there too")
 
 
-def _check_weights(key: str, folder: Path) -> None:
+def check_weights(key: str, folder: Path) -> None:
     """Ask for safetensors: other formats are pickles, which run code when they are read."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():

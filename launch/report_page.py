@@ -12,45 +12,9 @@ from markupsafe import Markup
 from launch.console import ConsoleTable, duration_text
 from launch.report_charts import Series, line_chart, number_text
 from launch.report_data import RunData
+from launch.report_layout import CHARTS, sections, settings
+from launch.report_preference import preference_headline
 from launch.report_warnings import run_warnings, unbalanced
-
-CHARTS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
-    ("Reward by component", "mean over the step's samples",
-     (("rewards/length", "length"), ("rewards/format", "format"), ("rewards/writing", "writing"))),
-    ("Total reward", "weighted mean of the active rewards",
-     (("rewards/total", "training"), ("eval/total", "held out"))),
-    ("Words", "mean over the step's answers", (("rollout/mean_words", "words"),)),
-    ("Shares of samples", "0 to 1", (("rollout/in_range", "in range"), ("rollout/well_formed", "well formed"),
-     ("rollout/truncated", "truncated"))),
-    ("Repetition and variety", "0 to 1",
-     (("rollout/repetition", "repetition"), ("rollout/distinct_2", "distinct-2"))),
-    ("Clip fraction", "share of trained tokens", (("train/clip_fraction", "clipped"),)),
-    ("Gradient norm", "before clipping", (("train/grad_norm", "norm"),)),
-    ("Staleness", "policy versions behind", (("staleness/mean", "mean"), ("staleness/max", "max"))),
-    ("Engine against learner", "mean difference of logprobs, nats a token", (("train/mismatch", "mismatch"),)),
-    ("Generation", "tokens a second", (("rollout/tokens_per_s", "tokens/s"),)),
-    ("Seconds a step", "", (("time/step_s", "step"), ("time/train_s", "training"), ("time/wait_s", "waiting"))),
-)  # fmt: skip
-
-SETTINGS: tuple[tuple[str, str], ...] = (
-    ("Model", "model.path"),
-    ("Steps", "steps"),
-    ("Prompts a step", "groups_per_step"),
-    ("Samples a prompt", "group_size"),
-    ("Most staleness", "max_staleness"),
-    ("Prompt arm", "template.arm"),
-    ("Completion tokens, at most", "sampling.max_tokens"),
-    ("Temperature", "sampling.temperature"),
-    ("Top-p", "sampling.top_p"),
-    ("Learning rate", "optimizer.lr"),
-    ("Warm-up steps", "optimizer.warmup_steps"),
-    ("Clip epsilon", "algorithm.clip_epsilon"),
-    ("Advantage", "algorithm.advantage"),
-    ("Reward weights", "rewards.weights"),
-    ("Rollout Ray actors", "actors.replicas"),
-    ("Learner ranks", "learners.ranks"),
-    ("Seed", "seed"),
-)
 
 
 def render(run: RunData) -> str:
@@ -66,15 +30,17 @@ def render(run: RunData) -> str:
     return environment.get_template("report.html.j2").render(
         name=run.manifest["name"],
         status=summary["status"] if summary else "no summary",
-        headline=headline(summary),
+        headline=headline(summary) or preference_headline(summary),
         facts=_facts(run),
-        settings=[(label, _setting(run.config, key)) for label, key in SETTINGS],
+        settings=[(label, _setting(run.config, key)) for label, key in settings(run)],
         config_text=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
         charts=_charts(run),
         evaluation=evaluation_rows(summary),
         eval_counts=_eval_counts(summary),
+        sections=sections(run),
         pairs=run.pairs,
-        groups=_groups(summary),
+        # Where pairs are trained, groups only count them.
+        groups=None if run.config["stage"] == "train_rm" else _groups(summary),
         warnings=run_warnings(run),
         manifest=run.manifest,
         command=shlex.join(run.manifest["command"]),
@@ -85,7 +51,7 @@ def render(run: RunData) -> str:
 
 def headline(summary: Mapping[str, Any] | None) -> str | None:
     """Return what happened to the length reward, or to the total where it is not there, as one sentence."""
-    if summary is None or summary["eval"] is None:
+    if summary is None or summary.get("eval") is None:
         return None
     evaluation = summary["eval"]
     for name, label in (("length", "length reward"), ("total", "mean total reward")):
@@ -108,7 +74,7 @@ def headline(summary: Mapping[str, Any] | None) -> str | None:
 
 def evaluation_rows(summary: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Return the before/after table, with words for what each interval says."""
-    if summary is None or summary["eval"] is None:
+    if summary is None or summary.get("eval") is None:
         return []
     evaluation = summary["eval"]
     rows = []
@@ -152,8 +118,9 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
             ("Tokens generated", f"{summary['tokens']['generated']:,}"),
             ("Tokens trained", f"{summary['tokens']['trained']:,}"),
             ("Policy version", str(summary["policy_version"])),
-            ("Rewards that steered learning", ", ".join(summary["active_rewards"])),
         ]
+        if summary["active_rewards"]:
+            facts.append(("Rewards that steered learning", ", ".join(summary["active_rewards"])))
     if manifest["attempt"] > 1:
         facts.append(("Attempt", str(manifest["attempt"])))
     return facts
@@ -183,7 +150,7 @@ def _charts(run: RunData) -> list[dict[str, Any]]:
 
 
 def _eval_counts(summary: Mapping[str, Any] | None) -> str:
-    if summary is None or summary["eval"] is None:
+    if summary is None or summary.get("eval") is None:
         return ""
     prompts, samples = summary["eval"]["num_prompts"], summary["eval"]["num_samples"]
     return f"{prompts['after']} prompts, {samples['after']} samples after training ({samples['before']} before)"

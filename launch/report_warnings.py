@@ -3,6 +3,7 @@
 from typing import Any
 
 from launch.report_data import RunData
+from launch.report_preference import preference_warnings
 
 MISMATCH_LIMIT = 0.1
 """Nats a token; a bfloat16 engine against a float32 learner differs by about 0.03."""
@@ -35,6 +36,10 @@ def _of_summary(run: RunData) -> list[str]:
         found.append("The accounting of groups does not balance: a group was lost or counted twice.")
     if summary["skipped_steps"]:
         found.append(f"Steps skipped, because loss or gradient was not finite: {summary['skipped_steps']}.")
+    if run.config["stage"] == "train_rm":
+        return found + preference_warnings(summary, run.config["watch"]["max_length_correlation"])
+    if run.config["stage"] != "rl":
+        return found
     evaluation = summary["eval"]
     if evaluation is None:
         found.append("There is no evaluation before and after, so nothing here says whether the model learned.")

@@ -22,6 +22,7 @@ import yaml
 
 from launch.files import iter_json_lines, plain, read_json, replacing, to_json, write_json, write_text_atomic
 from launch.manifest import build_attempt, now
+from launch.pair_lines import PAIR_SPLIT
 from launch.redaction import redact
 from launch.sample_lines import sample_line
 from launch.summary import RunSummary
@@ -31,6 +32,9 @@ from lwz_ray.evaluation import EvalSummary
 from lwz_ray.records import Sample
 
 log = logging.getLogger(__name__)
+
+FINAL_SPLITS = ("eval_after", PAIR_SPLIT)
+"""Samples of an evaluation after training, which every attempt makes anew."""
 
 
 def run_path(run: RunConfig) -> Path:
@@ -136,7 +140,7 @@ class RunFolder:
             with replacing(path) as file:
                 for row in iter_json_lines(path, cut):
                     stale = resumed_from_step is None or row["step"] > resumed_from_step
-                    stale = stale or row.get("split") == "eval_after"
+                    stale = stale or row.get("split") in FINAL_SPLITS
                     if stale and row["attempt"] < self.attempt and not row.get("superseded"):
                         row["superseded"] = True
                         marked += 1
@@ -160,6 +164,10 @@ class RunFolder:
             raise ValueError(f"{len(samples)} samples, {len(advantages)} advantages")
         pairs = zip(samples, advantages or [None] * len(samples), strict=True)
         self._append(self.samples, ({**sample_line(s, a, step, split), "attempt": self.attempt} for s, a in pairs))
+
+    def append_lines(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Append lines that a stage built itself to `samples.jsonl`; each holds `step` and `split`."""
+        self._append(self.samples, ({**line, "attempt": self.attempt} for line in lines))
 
     def warn(self, source: str, message: str) -> None:
         """Log and keep something that went wrong without ending the run; the report shows it."""

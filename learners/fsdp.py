@@ -13,14 +13,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from learners.policy_model import PolicyModel
+from learners.models import TORCH_DTYPES, build_model
 from learners.settings import LearnerSettings
-
-TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 class FsdpBackend:
-    """One rank's shard of the policy and its AdamW state."""
+    """One rank's shard of the network and its AdamW state."""
 
     def __init__(self, settings: LearnerSettings, rank: int, world_size: int, init_method: str) -> None:
         """Join the group and shard the model. init_method: `tcp://host:port` of rank 0."""
@@ -41,19 +39,15 @@ class FsdpBackend:
             weight_decay=settings.weight_decay,
         )
 
-    def _shard(self, settings: LearnerSettings) -> PolicyModel:
-        model = PolicyModel.load(
-            settings.model_path,
-            settings.logprob_chunk_tokens,
-            settings.trust_remote_code,
-            settings.activation_checkpointing,
-        )
+    def _shard(self, settings: LearnerSettings) -> torch.nn.Module:
+        model = build_model(settings)
         policy = MixedPrecisionPolicy(param_dtype=TORCH_DTYPES[settings.dtype], reduce_dtype=torch.float32)
         for layer in model.layers:
             fully_shard(layer, mesh=self.mesh, mp_policy=policy, reshard_after_forward=settings.reshard_after_forward)
         fully_shard(model, mesh=self.mesh, mp_policy=policy)
         # Sharded first, cast second: the float32 master copy never exists whole.
         model.float()
+        model.register_forward_hook(_reshard_without_backward)
         return model
 
     @property
@@ -123,6 +117,13 @@ class FsdpBackend:
     def close(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _reshard_without_backward(model: torch.nn.Module, _inputs: object, _output: object) -> None:
+    """Give the root's whole parameters back after a forward without gradient, where no backward will do it."""
+    if not torch.is_grad_enabled():
+        assert isinstance(model, FSDPModule)
+        model.reshard()
 
 
 def _join(settings: LearnerSettings, rank: int, world_size: int, init_method: str) -> None:

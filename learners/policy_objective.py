@@ -9,8 +9,6 @@ from learners.policy_model import PolicyModel
 from lwz_ray.losses import clipped_policy_loss
 from lwz_ray.packing import Microbatch
 
-SUM_KEYS: tuple[str, ...] = ("loss", "clipped", "abs_log_ratio", "k3", "tokens")
-
 
 @dataclass(frozen=True, slots=True)
 class PolicyObjective:
@@ -19,8 +17,12 @@ class PolicyObjective:
     clip_epsilon: float
     temperature: float
 
+    @property
+    def sum_keys(self) -> tuple[str, ...]:
+        return ("loss", "clipped", "abs_log_ratio", "k3", "tokens")
+
     def loss(self, model: PolicyModel, batch: Microbatch, device: torch.device) -> tuple[torch.Tensor, list[float]]:
-        """Return the microbatch's share of the global loss (scalar, with gradient) and its sums, as SUM_KEYS."""
+        """Return the microbatch's share of the global loss (scalar, with gradient) and its sums, as `sum_keys`."""
         rows, targets = batch.rows, batch.targets
         if batch.num_trained == 0:
             # Nothing to train here, yet this rank must take part in the collectives of the others.
@@ -44,3 +46,16 @@ class PolicyObjective:
         loss = out.loss + 0.0 * logprobs[batch.num_trained :].sum()
         sums = [out.loss.item(), out.num_clipped.item(), out.sum_abs_log_ratio.item(), out.sum_k3.item()]
         return loss, [*map(float, sums), float(batch.num_trained)]
+
+    def metrics(self, totals: dict[str, float], optimizer_steps: int) -> dict[str, float]:
+        """Return means over the trained tokens of the steps that were taken."""
+        out = {"train/tokens": totals["tokens"]}
+        if optimizer_steps:
+            tokens = max(totals["tokens"], 1.0)
+            out |= {
+                "train/loss": totals["loss"] / optimizer_steps,
+                "train/clip_fraction": totals["clipped"] / tokens,
+                "train/mismatch": totals["abs_log_ratio"] / tokens,
+                "train/mismatch_k3": totals["k3"] / tokens,
+            }
+        return out

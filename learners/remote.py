@@ -4,12 +4,13 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import ray
 
-from learners.fsdp import FsdpBackend
+from learners.backend import Backend
 from learners.settings import LearnerSettings
 from learners.trainer import Trainer
-from lwz_ray.packing import Microbatch
+from lwz_ray.preferences import PairBatch
 from lwz_ray.records import StepResult
 from lwz_ray.weights import Bucket
 
@@ -31,7 +32,7 @@ class LearnerActor:
 
     def start(self, rank: int, world_size: int, init_method: str) -> str:
         """Join the group and build the shard; return this host's node id."""
-        backend = FsdpBackend(self._settings, rank, world_size, init_method)
+        backend = _open_backend(self._settings, rank, world_size, init_method)
         self._trainer = Trainer(self._settings, backend)
         return ray.get_runtime_context().get_node_id()
 
@@ -41,8 +42,11 @@ class LearnerActor:
             raise RuntimeError("this learner rank was not started")
         return self._trainer
 
-    def train(self, minibatches: list[list[Microbatch]]) -> StepResult:
+    def train(self, minibatches: list[list[Any]]) -> StepResult:
         return self.trainer.train(minibatches)
+
+    def predict(self, microbatches: list[PairBatch]) -> list[np.ndarray]:
+        return self.trainer.predict(microbatches)
 
     def stage_weights(self, policy_version: int) -> list[str]:
         return self.trainer.stage_weights(policy_version)
@@ -72,3 +76,14 @@ class LearnerActor:
     def close(self) -> None:
         if self._trainer is not None:
             self._trainer.close()
+
+
+def _open_backend(settings: LearnerSettings, rank: int, world_size: int, init_method: str) -> Backend:
+    """Only the chosen backend is imported: DeepSpeed may not be installed."""
+    if settings.backend == "deepspeed":
+        from learners.deepspeed import DeepSpeedBackend
+
+        return DeepSpeedBackend(settings, rank, world_size, init_method)
+    from learners.fsdp import FsdpBackend
+
+    return FsdpBackend(settings, rank, world_size, init_method)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class LearnerSettings:
-    """One policy, its optimizer, and how it is sharded. Equal on every rank."""
+    """One network, its objective and optimizer, and how it is sharded. Equal on every rank."""
 
     model_path: str
     trust_remote_code: bool
@@ -31,3 +31,19 @@ class LearnerSettings:
     timeout_s: float
     """Of every collective and of the rendezvous."""
     seed: int
+    objective: str = "policy"
+    """policy | preference: which network is built and what it is trained on."""
+    backend: str = "fsdp"
+    """fsdp | deepspeed"""
+    zero_stage: int = 2
+    """DeepSpeed's: 1 | 2 | 3"""
+    center_coefficient: float = 0.0
+    """Preference only: see `lwz_ray.losses.preference_loss`."""
+    lr_schedule: str = "constant"
+    """After warm-up: constant | linear, to 0 at `total_steps`."""
+    total_steps: int = 0
+    """Optimizer steps of the whole run, warm-up included; the linear schedule needs it."""
+
+    def __post_init__(self) -> None:
+        if self.lr_schedule == "linear" and self.total_steps < 1:
+            raise ValueError(f"lr_schedule=linear needs total_steps, got {self.total_steps}")

@@ -7,13 +7,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from learners.export import write_export
-from learners.fsdp import TORCH_DTYPES, FsdpBackend
-from learners.policy_objective import SUM_KEYS, PolicyObjective
+from learners.backend import Backend
+from learners.export import classifier_config, write_export
+from learners.models import TORCH_DTYPES
+from learners.objective import build_objective
+from learners.preference_objective import predict_texts
 from learners.settings import LearnerSettings
-from lwz_ray.packing import Microbatch
+from lwz_ray.preferences import PairBatch
 from lwz_ray.records import StepResult
 from lwz_ray.staging import StagingFolder
 from lwz_ray.weights import Bucket, pack_buckets
@@ -25,19 +28,19 @@ if TYPE_CHECKING:
 class Trainer:
     """One learner rank: a backend and an objective. Every rank makes the same calls in the same order."""
 
-    def __init__(self, settings: LearnerSettings, backend: FsdpBackend) -> None:
+    def __init__(self, settings: LearnerSettings, backend: Backend) -> None:
         self.settings = settings
         self.backend = backend
-        self.objective = PolicyObjective(settings.clip_epsilon, settings.temperature)
+        self.objective = build_objective(settings)
         self.optimizer_steps = 0
         self.skipped_steps = 0
         self._staging: StagingFolder | None = None
         self._sender: NcclSender | None = None
 
-    def train(self, minibatches: Sequence[Sequence[Microbatch]]) -> StepResult:
+    def train(self, minibatches: Sequence[Sequence[Any]]) -> StepResult:
         """Take one optimizer step per minibatch (this rank's microbatches of it); metrics are global."""
         started = time.monotonic()
-        totals = dict.fromkeys(SUM_KEYS, 0.0)
+        totals = dict.fromkeys(self.objective.sum_keys, 0.0)
         norms, taken, lr = [], 0, self._learning_rate()
         for microbatches in minibatches:
             sums, norm = self._gradients(microbatches)
@@ -52,37 +55,47 @@ class Trainer:
             else:
                 self.backend.discard()
                 self.skipped_steps += 1
-        tokens = max(totals["tokens"], 1.0)
         metrics = {
             "train/lr": lr,
             "train/skipped": float(len(minibatches) - taken),
-            "train/tokens": totals["tokens"],
             "time/train_s": time.monotonic() - started,
         }
+        metrics |= self.objective.metrics(totals, taken)
         if taken:
-            metrics |= {
-                "train/loss": totals["loss"] / taken,
-                "train/grad_norm": sum(norms) / taken,
-                "train/clip_fraction": totals["clipped"] / tokens,
-                "train/mismatch": totals["abs_log_ratio"] / tokens,
-                "train/mismatch_k3": totals["k3"] / tokens,
-            }
+            metrics["train/grad_norm"] = sum(norms) / taken
         return StepResult(metrics, taken, len(minibatches) - taken, int(totals["tokens"]))
 
-    def _gradients(self, microbatches: Sequence[Microbatch]) -> tuple[dict[str, float], float]:
+    def _gradients(self, microbatches: Sequence[Any]) -> tuple[dict[str, float], float]:
         """Accumulate one optimizer batch; return global sums and the gradient norm before clipping."""
-        local = [0.0] * len(SUM_KEYS)
+        keys = self.objective.sum_keys
+        local = [0.0] * len(keys)
         for i, batch in enumerate(microbatches):
             loss, sums = self.objective.loss(self.backend.model, batch, self.backend.device)
             self.backend.accumulate(loss, last=i == len(microbatches) - 1)
             local = [a + b for a, b in zip(local, sums, strict=True)]
-        total = dict(zip(SUM_KEYS, self.backend.sum_over_ranks(local), strict=True))
+        total = dict(zip(keys, self.backend.sum_over_ranks(local), strict=True))
         return total, self.backend.clip_gradients(self.settings.max_grad_norm)
 
     def _learning_rate(self) -> float:
-        """Linear warm-up over the first optimizer steps, then constant."""
-        warmup = self.settings.warmup_steps
-        return self.settings.lr * min(1.0, (self.optimizer_steps + 1) / warmup) if warmup else self.settings.lr
+        """Linear warm-up over the first optimizer steps, then constant, or linear to 0 after `total_steps`."""
+        warmup, total, step = self.settings.warmup_steps, self.settings.total_steps, self.optimizer_steps
+        if step < warmup:
+            return self.settings.lr * (step + 1) / warmup
+        if self.settings.lr_schedule == "linear":
+            return self.settings.lr * max(0.0, (total - step) / max(1, total - warmup))
+        return self.settings.lr
+
+    def predict(self, microbatches: Sequence[PairBatch]) -> list[np.ndarray]:
+        """Return each row's scores, float32 [num_texts], under the present weights; the preference objective's.
+
+        Every rank gives as many rows: a forward is a collective too.
+        """
+        model = self.backend.model
+        model.eval()
+        try:
+            return [predict_texts(model, batch, self.backend.device) for batch in microbatches]
+        finally:
+            model.train()
 
     def stream_buckets(self, policy_version: int) -> Iterator[Bucket]:
         """Yield the weights in buckets on the sender; other ranks yield nothing but take part."""
@@ -136,8 +149,11 @@ class Trainer:
 
     def export(self, folder: str) -> None:
         """Write a Hugging Face folder on the sender."""
+        source, config = self.settings.model_path, None
+        if self.settings.objective == "preference":
+            config = classifier_config(source, self.settings.trust_remote_code)
         weights = self.backend.stream_weights(torch.bfloat16)
-        write_export(weights, self.settings.model_path, folder if self.backend.is_sender else None)
+        write_export(weights, source, folder if self.backend.is_sender else None, config)
 
     def close(self) -> None:
         if self._staging is not None:

@@ -10,13 +10,13 @@ import torch
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
-from learners.fsdp import FsdpBackend
+from learners.backend import Backend
 
 
 class ShardSource(WeightSource):
     """Streams a backend's weights, one whole tensor at a time; every rank iterates in step."""
 
-    def __init__(self, backend: FsdpBackend, dtype: torch.dtype) -> None:
+    def __init__(self, backend: Backend, dtype: torch.dtype) -> None:
         self._backend = backend
         self._dtype = dtype
 
@@ -31,7 +31,7 @@ class ShardSource(WeightSource):
 class NcclSender:
     """One learner rank's end of the transfer group; rank 0 broadcasts, the others help to gather."""
 
-    def __init__(self, backend: FsdpBackend, dtype: torch.dtype, client: Any, host: str, port: int, size: int) -> None:
+    def __init__(self, backend: Backend, dtype: torch.dtype, client: Any, host: str, port: int, size: int) -> None:
         """client: vLLM's VLLMWeightSyncClient with a `policy_version`; size: of the group, rank 0 and all workers."""
         self._client = client
         info = NCCLTrainerInitInfo(master_address=host, master_port=port, world_size=size, rank=backend.rank)

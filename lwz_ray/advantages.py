@@ -2,6 +2,7 @@
 
 Averaging advantages, not rewards, keeps the reward with the widest scale from ruling (arXiv 2506.18841). For reward k
 and sample i of a group:  A[k, i] = (r[k, i] - mean_group) / std_group,  A[i] = sum_k w_k A[k, i] / sum_k w_k.
+Mean and std are taken over the samples that have reward k; both sums run over the rewards that sample i has.
 """
 
 from collections.abc import Mapping
@@ -47,10 +48,12 @@ def group_advantages(
     if method == "normalise_sum":
         total = sum(w * np.nan_to_num(rewards[k], nan=_mean_or_zero(rewards[k])) for k, w in active.items())
         return normalise(np.asarray(total, dtype=np.float64))
-    parts = sum(w * normalise(np.asarray(rewards[k], dtype=np.float64)) for k, w in active.items())
+    parts = np.asarray(sum(w * normalise(np.asarray(rewards[k], dtype=np.float64)) for k, w in active.items()))
     if method == "normalise_sum_batch":
-        return np.asarray(parts)
-    return np.asarray(parts) / sum(active.values())
+        return parts
+    present = np.asarray(sum(w * ~np.isnan(rewards[k]) for k, w in active.items()), dtype=np.float64)
+    # Without any reward a sample is neither better nor worse than its group.
+    return np.divide(parts, present, out=np.zeros_like(parts), where=present > 0)
 
 
 def batch_advantages(

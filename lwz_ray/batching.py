@@ -12,12 +12,14 @@ from lwz_ray.records import Group, Sample, TrainSample
 
 
 def reward_arrays(group: Group, components: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return component -> float64 [group_size], NaN where a sample abstains. A failure raises ValueError."""
+    """Return component -> float64 [group_size], NaN where it abstains; a failure that drops groups is a ValueError."""
     out = {}
     for component in components:
         values = []
         for sample in group.samples:
             value = sample.rewards.get(component, float("nan"))
+            if isinstance(value, RewardFailure) and value.action == "abstain":
+                value = float("nan")
             if isinstance(value, RewardFailure):
                 raise ValueError(f"group {group.group_id}: reward {component} failed: {value.reason}")
             values.append(float(value))
@@ -26,11 +28,11 @@ def reward_arrays(group: Group, components: Sequence[str]) -> dict[str, np.ndarr
 
 
 def failed_component(group: Group, components: Sequence[str]) -> RewardFailure | None:
-    """Return the first failure among the components that steer learning, if any."""
+    """Return the first failure that drops the group, among the components that steer learning."""
     for sample in group.samples:
         for component in components:
             value = sample.rewards.get(component)
-            if isinstance(value, RewardFailure):
+            if isinstance(value, RewardFailure) and value.action == "drop_group":
                 return value
     return None
 

@@ -9,37 +9,56 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from lwz_ray.config_base import Language, Node, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Share
+from lwz_ray.config_rewards import (
+    COMPONENTS,
+    Component,
+    FormatRewardConfig,
+    FunctionRewardConfig,
+    JudgeConfig,
+    LengthRewardConfig,
+    OnFailure,
+    RewardsConfig,
+    WatchConfig,
+    WritingRewardConfig,
+)
 from lwz_ray.config_rooms import (
     ActorsConfig,
     ClusterConfig,
-    FormatRewardConfig,
     LearnersConfig,
-    LengthRewardConfig,
-    RewardsConfig,
+    RepetitionStopConfig,
     WeightsConfig,
-    WritingRewardConfig,
 )
+from lwz_ray.config_stages import CurateConfig, PreferenceConfig
 
 __all__ = [
+    "COMPONENTS",
     "ActorsConfig",
     "AlgorithmConfig",
     "ClusterConfig",
     "ColumnsConfig",
+    "Component",
     "Config",
+    "CurateConfig",
     "DataConfig",
     "EvalConfig",
     "FailuresConfig",
     "FormatRewardConfig",
+    "FunctionRewardConfig",
+    "JudgeConfig",
     "LearnersConfig",
     "LengthRewardConfig",
     "ModelConfig",
     "Node",
+    "OnFailure",
     "OptimizerConfig",
+    "PreferenceConfig",
+    "RepetitionStopConfig",
     "RewardsConfig",
     "RunConfig",
     "SamplingConfig",
     "TemplateConfig",
     "TrackingConfig",
+    "WatchConfig",
     "WeightsConfig",
     "WritingRewardConfig",
 ]
@@ -74,6 +93,8 @@ class ColumnsConfig(Node):
     length_range: str | None
     language: str | None
     id: str | None
+    reference: str | None
+    """A reference answer, which judge.mode=pairwise_reference compares with."""
 
 
 class DataConfig(Node):
@@ -182,7 +203,9 @@ class TrackingConfig(Node):
 class Config(Node):
     """A whole run, resolved."""
 
-    stage: Literal["rl", "report"]
+    stage: Literal["rl", "train_rm", "curate", "scale", "report"]
+    recipe: Literal["degradations"] | None
+    """What stage=curate makes."""
     seed: NonNegative
     steps: Positive
     dry_run: bool
@@ -198,6 +221,10 @@ class Config(Node):
     sampling: SamplingConfig
     actors: ActorsConfig
     rewards: RewardsConfig
+    judge: JudgeConfig
+    watch: WatchConfig
+    preference: PreferenceConfig
+    curate: CurateConfig
     algorithm: AlgorithmConfig
     optimizer: OptimizerConfig
     learners: LearnersConfig
@@ -239,4 +266,27 @@ class Config(Node):
             )
         if self.weights.mode == "nccl" and self.learners.device != "cuda":
             raise ValueError("weights.mode=nccl needs learners.device=cuda; on CPUs use auto, shm or object_store")
+        return self
+
+    @model_validator(mode="after")
+    def _scorer_checks(self) -> Self:
+        if self.rewards.weights.get("judge", 0.0) > 0 and self.judge.base_url is None:
+            raise ValueError("rewards.weights.judge > 0 but judge.base_url is null: name the judge's endpoint")
+        if self.judge.base_url is not None and self.judge.mode == "pairwise_group" and self.eval.samples_per_prompt < 2:
+            raise ValueError(
+                f"judge.mode=pairwise_group compares samples of one prompt, but eval.samples_per_prompt="
+                f"{self.eval.samples_per_prompt}: use 2 or more"
+            )
+        second = self.watch.second_scorer
+        if second == "judge" and self.judge.base_url is None:
+            raise ValueError("watch.second_scorer=judge but judge.base_url is null: name the judge's endpoint")
+        if second == "function" and self.rewards.function.path is None:
+            raise ValueError("watch.second_scorer=function but rewards.function.path is null: name a function")
+        if second is not None and self.rewards.weights.get(second, 0.0) > 0:
+            raise ValueError(
+                f"watch.second_scorer={second} has rewards.weights.{second}={self.rewards.weights[second]:g}: a scorer "
+                "that steers learning cannot watch it; give it weight 0"
+            )
+        if self.stage == "curate" and self.recipe is None:
+            raise ValueError("stage=curate needs a recipe: recipe=degradations")
         return self

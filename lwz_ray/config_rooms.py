@@ -1,10 +1,23 @@
 """Config of the rooms: what runs on Ray and how it is sized."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from lwz_ray.config_base import Node, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Share
+
+
+class RepetitionStopConfig(Node):
+    """End a rollout that loops: the last tokens are one pattern, repeated. Thresholds are ours."""
+
+    enabled: bool
+    max_pattern_tokens: Positive
+    """Longest unit that is looked for, in tokens."""
+    min_repeats: Annotated[int, Field(ge=2)]
+    """How often the unit must follow itself."""
+    min_looping_tokens: Positive
+    """And how many tokens those repeats must cover, so that a short refrain does not end a text."""
+    check_every_tokens: Positive
 
 
 class ActorsConfig(Node):
@@ -22,76 +35,17 @@ class ActorsConfig(Node):
     memory_utilization: Share
     dtype: Literal["bfloat16", "float16", "float32"]
     enforce_eager: bool
+    repetition_stop: RepetitionStopConfig
     start_timeout_s: PositiveFloat
     request_timeout_s: PositiveFloat
-
-
-class LengthRewardConfig(Node):
-    """The paper's length reward; the rule for L_max is ours."""
-
-    l_max_factor: Annotated[float, Field(ge=1)]
-    """L_max = factor * L_upper (at least L_upper + 1)."""
-    on_missing_range: Literal["error", "drop", "abstain"]
-    """For a request with no range in the data and none in its words."""
-
-
-class FormatRewardConfig(Node):
-    """Structure plus a penalty for repeated content; thresholds are ours (the paper leaves them open)."""
-
-    partial_credit: bool
-    """Graded structure (a base model must find the tags) instead of all or nothing."""
-    repetition_ngram: Positive
-    """Words (CJK: characters) per n-gram of the repetition measure."""
-    repetition_free: Annotated[float, Field(ge=0, lt=1)]
-    """Share of repeated n-grams that costs nothing."""
-
-
-class WritingRewardConfig(Node):
-    """A Hugging Face sequence-classification folder with one output, served by the reward pool."""
-
-    path: str | None
-    """null: no writing reward."""
-    engine: Literal["transformers", "vllm"]
-    max_length_tokens: Positive
-    batch_size: Positive
-    dtype: Literal["bfloat16", "float32"]
-    kv_cache_mib: Positive
-    memory_utilization: Share
-
-
-class RewardsConfig(Node):
-    """Reward components, their weights, and the pool of reward-model Ray actors."""
-
-    replicas: Positive
-    num_cpus: PositiveFloat
-    num_gpus: NonNegativeFloat
-    threads: Positive
-    weights: dict[Literal["length", "writing", "format"], NonNegativeFloat]
-    """0: measured and logged, never in the advantage."""
-    length: LengthRewardConfig
-    format: FormatRewardConfig
-    writing: WritingRewardConfig
-    start_timeout_s: PositiveFloat
-    request_timeout_s: PositiveFloat
-
-    @property
-    def active(self) -> tuple[str, ...]:
-        """Components that steer learning, in a fixed order."""
-        return tuple(k for k in ("length", "writing", "format") if self.weights.get(k, 0.0) > 0)
-
-    @model_validator(mode="after")
-    def _some_reward(self) -> Self:
-        if not self.active:
-            raise ValueError(f"rewards.weights={self.weights}: every weight is 0, nothing to learn from")
-        if self.weights.get("writing", 0.0) > 0 and self.writing.path is None:
-            raise ValueError("rewards.weights.writing > 0 but rewards.writing.path is null: name a model folder")
-        return self
 
 
 class LearnersConfig(Node):
-    """The learner group: `ranks` Ray actors that train one policy."""
+    """The learner group: `ranks` Ray actors that train one model."""
 
-    backend: Literal["fsdp"]
+    backend: Literal["fsdp", "deepspeed"]
+    zero_stage: Literal[1, 2, 3]
+    """DeepSpeed only: what is sharded (optimizer states; gradients too; parameters too)."""
     ranks: Positive
     num_cpus: PositiveFloat
     num_gpus: NonNegativeFloat

@@ -6,7 +6,7 @@ rows ─▶ bad? ─▶ language ─▶ length range ─▶ tokens ─▶ kept  
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -127,6 +127,11 @@ def _to_prompt(row: Row, index: int, data: DataConfig, seen: dict[str, str]) -> 
         raise _BadRowError(f"{columns.prompt}={_short(text)}: a request needs text")
     length_range = _parse_range(_value(content, columns.length_range), columns)
     language = _language(_value(content, columns.language), text)
+    reference = _value(content, columns.reference)
+    if reference is not None and (not isinstance(reference, str) or not reference.strip()):
+        raise _BadRowError(
+            f"{columns.reference}={_short(reference)}: a reference needs text, or null where there is none"
+        )
     prompt_id = _value(content, columns.id)
     prompt_id = str(index) if prompt_id is None else str(prompt_id)
     if prompt_id in seen:
@@ -137,7 +142,7 @@ def _to_prompt(row: Row, index: int, data: DataConfig, seen: dict[str, str]) -> 
     if length_range == (0, 0):
         return "unfulfillable"
     assert language == "en" or language == "zh"
-    return Prompt(prompt_id, text, language, length_range, index)
+    return Prompt(prompt_id, text, language, length_range, index, reference)
 
 
 def _with_range(
@@ -149,7 +154,7 @@ def _with_range(
     found = read_length_range(prompt.text)
     if found is not None:
         counts["range_from_request"] += 1
-        return Prompt(prompt.prompt_id, prompt.text, prompt.language, found, prompt.index)
+        return replace(prompt, length_range=found)
     if on_missing_range == "error":
         raise UserError(
             f"{data.path}, {row.place}: no length range in the data and none in the request {_short(prompt.text)}; "

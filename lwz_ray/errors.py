@@ -20,6 +20,10 @@ class WaitTimeoutError(InfrastructureError):
         self.what = what
         self.timeout_s = timeout_s
 
+    def __reduce__(self) -> tuple[type["WaitTimeoutError"], tuple[str, float]]:
+        """Travel between processes: the error is built anew from what it was built from."""
+        return type(self), (self.what, self.timeout_s)
+
 
 @dataclass(frozen=True, slots=True)
 class RewardFailure:
@@ -28,3 +32,5 @@ class RewardFailure:
     component: str
     reason: str
     blame: Literal["data", "infrastructure"]
+    action: Literal["abstain", "drop_group"] = "drop_group"
+    """What becomes of it: the component is left out of the sample, or the group is dropped."""

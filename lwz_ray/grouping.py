@@ -1,5 +1,6 @@
-"""Making one group: generate, parse, score. Training and evaluation share it."""
+"""Making one group: generate, parse, score, each sample as soon as it ends. Training and evaluation share it."""
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 
@@ -19,7 +20,9 @@ class MadeGroup:
 
     group: Group
     generate_s: float
+    """Until the last sample ended."""
     score_s: float
+    """Waited for scores after that; the rest of the scoring was hidden behind generation."""
     staleness: int = field(default=0)
 
 
@@ -36,10 +39,17 @@ class GroupMaker:
         """Return the scored group; the same seed on the same weights gives the same texts."""
         started = time.monotonic()
         prompt_token_ids = self._encoder.encode(prompt)
-        completions = await self._rollouts.generate(prompt_token_ids.tolist(), num_samples, seed)
-        generated = time.monotonic()
-        samples = [self._sample(prompt, prompt_token_ids, group_id, i, c) for i, c in enumerate(completions)]
-        scored = await self._scorer.score(prompt, samples)
+        scoring = self._scorer.open(prompt, num_samples)
+        try:
+            stream = self._rollouts.stream(prompt_token_ids.tolist(), num_samples, seed)
+            async with contextlib.aclosing(stream) as ended:
+                async for index, completion in ended:
+                    scoring.add(self._sample(prompt, prompt_token_ids, group_id, index, completion))
+            generated = time.monotonic()
+            scored = await scoring.finish()
+        except BaseException:
+            scoring.cancel()
+            raise
         return MadeGroup(Group(group_id, prompt, tuple(scored)), generated - started, time.monotonic() - generated)
 
     def _sample(

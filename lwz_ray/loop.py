@@ -24,6 +24,7 @@ from lwz_ray.ledger import Ledger
 from lwz_ray.protocols import Learner, Tracker, WeightSync
 from lwz_ray.records import Prompt, StepResult
 from lwz_ray.step_metrics import group_metrics
+from lwz_ray.watch import watch_metrics
 
 
 class Checkpoints(Protocol):
@@ -57,6 +58,8 @@ class Parts:
     checkpoints: Checkpoints
     evaluate: Callable[[int], Awaitable[dict[str, float]]]
     """Evaluate the present weights; called with the step."""
+    scoring: Callable[[], dict[str, float]] = dict
+    """Return what the scoring side counts of itself: `pool/*`, `judge/*`."""
 
 
 class TrainingLoop:
@@ -139,7 +142,7 @@ class TrainingLoop:
 
     async def _next_batch(self, stop: asyncio.Event) -> list[MadeGroup] | None:
         """Wait for `groups_per_step` usable groups, lowest numbers first; None when asked to stop."""
-        limit = self.config.actors.request_timeout_s + self.config.rewards.request_timeout_s + 60.0
+        limit = self.config.actors.request_timeout_s + max(self.config.rewards.deadline_s.values()) + 60.0
         while True:
             if stop.is_set():
                 return None
@@ -189,7 +192,8 @@ class TrainingLoop:
         self.progress.step += 1
         self.ledger.open_round()
         self._dispatch()
-        metrics = group_metrics(batch, weights) | dict(result.metrics) | published | self._account()
+        metrics = group_metrics(batch, weights, self.config.sampling.max_tokens) | watch_metrics(groups, weights)
+        metrics |= dict(result.metrics) | published | self._account() | self.parts.scoring()
         step_s = time.monotonic() - started
         metrics |= {"time/step_s": step_s, "time/wait_s": wait_s}
         metrics["rollout/tokens_per_s"] = metrics["rollout/tokens"] / step_s

@@ -104,25 +104,46 @@ def build_microbatch(families: Sequence[Sequence[TrainSample]]) -> Microbatch:
     return row.build()
 
 
-class _Row:
-    """A microbatch in the making."""
+class TokenRow:
+    """Tokens of a row in the making, with their positions and segments."""
 
     def __init__(self) -> None:
         self._ids: list[np.ndarray] = []
         self._positions: list[np.ndarray] = []
         self._segments: list[Segment] = []
+        self.size = 0
+
+    def append(self, token_ids: np.ndarray, first_position: int, prefix: tuple[int, int]) -> None:
+        """Append one segment that attends to row[prefix] and to itself; nothing where it has no tokens."""
+        if token_ids.size == 0:
+            return
+        stop = self.size + token_ids.size
+        self._ids.append(token_ids.astype(np.int64))
+        self._positions.append(np.arange(first_position, first_position + token_ids.size, dtype=np.int64))
+        self._segments.append((*prefix, self.size, stop))
+        self.size = stop
+
+    def columns(self) -> tuple[np.ndarray, np.ndarray, tuple[Segment, ...]]:
+        """Return token ids, position ids (int64 [size]) and segments."""
+        return np.concatenate(self._ids), np.concatenate(self._positions), tuple(self._segments)
+
+
+class _Row:
+    """A microbatch in the making."""
+
+    def __init__(self) -> None:
+        self._tokens = TokenRow()
         self._trained: list[tuple[np.ndarray, ...]] = []
-        self._size = 0
 
     def add(self, samples: Sequence[TrainSample]) -> None:
         """Append one prompt and the completions of its samples."""
         num_prompt = samples[0].num_prompt_tokens
-        prompt_start = self._size
-        self._append(samples[0].token_ids[:num_prompt], 0, (prompt_start, prompt_start))
+        prompt_start = self._tokens.size
+        self._tokens.append(samples[0].token_ids[:num_prompt], 0, (prompt_start, prompt_start))
         for sample in samples:
-            start = self._size
+            start = self._tokens.size
             own = slice(num_prompt, sample.num_tokens)
-            self._append(sample.token_ids[own], num_prompt, (prompt_start, prompt_start + num_prompt))
+            self._tokens.append(sample.token_ids[own], num_prompt, (prompt_start, prompt_start + num_prompt))
             trained = np.flatnonzero(sample.loss_mask[own])
             # Token j of a completion is predicted at the position before it; the first one at the prompt's last token.
             before = np.where(trained == 0, prompt_start + num_prompt - 1, start + trained - 1)
@@ -136,18 +157,9 @@ class _Row:
                 )
             )
 
-    def _append(self, token_ids: np.ndarray, first_position: int, prefix: tuple[int, int]) -> None:
-        if token_ids.size == 0:
-            return
-        stop = self._size + token_ids.size
-        self._ids.append(token_ids.astype(np.int64))
-        self._positions.append(np.arange(first_position, first_position + token_ids.size, dtype=np.int64))
-        self._segments.append((*prefix, self._size, stop))
-        self._size = stop
-
     def build(self) -> Microbatch:
         columns = [np.concatenate(c) for c in zip(*self._trained, strict=True)]
-        return Microbatch(np.concatenate(self._ids), np.concatenate(self._positions), tuple(self._segments), *columns)
+        return Microbatch(*self._tokens.columns(), *columns)
 
 
 def _same_prompt(a: TrainSample, b: TrainSample) -> bool:

@@ -1,24 +1,52 @@
 """The small protocols that the loop talks to; Ray handles and in-process fakes both satisfy them."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol
 
-from lwz_ray.records import Completion, Prompt, Sample, StepResult, TrainSample
+from lwz_ray.preferences import EncodedPair
+from lwz_ray.records import Completion, Prompt, Sample, StepResult
 
 
 class Rollouts(Protocol):
     """Generates completions."""
 
-    async def generate(self, prompt_token_ids: Sequence[int], num_samples: int, seed: int) -> list[Completion]:
-        """Return `num_samples` completions of one prompt, reproducible by `seed` on idle weights."""
+    def stream(
+        self,
+        prompt_token_ids: Sequence[int],
+        num_samples: int,
+        seed: int,
+        *,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+    ) -> AsyncGenerator[tuple[int, Completion], None]:
+        """Yield (sample_index, completion) as each ends, every index once; reproducible by `seed` on idle weights.
+
+        temperature, max_tokens: None takes those of `sampling`. Closing the stream ends what is still being written.
+        """
+        ...
+
+
+class GroupScoring(Protocol):
+    """The scoring of one group, under way while its other samples are still being written."""
+
+    def add(self, sample: Sample) -> None:
+        """Start scoring a sample; returns at once."""
+        ...
+
+    async def finish(self) -> list[Sample]:
+        """Wait for every score or its deadline; return the samples by `sample_index`, rewards and measures filled."""
+        ...
+
+    def cancel(self) -> None:
+        """Stop what is under way; for a group that is given up."""
         ...
 
 
 class Scorer(Protocol):
-    """Scores a whole group of samples with every component."""
+    """Scores samples with every component; a failure is a RewardFailure value."""
 
-    async def score(self, prompt: Prompt, samples: Sequence[Sample]) -> list[Sample]:
-        """Return the samples with `rewards` and `measures` filled; a failure is a RewardFailure value."""
+    def open(self, prompt: Prompt, num_samples: int) -> GroupScoring:
+        """Begin a group of `num_samples` samples of one prompt."""
         ...
 
 
@@ -33,8 +61,8 @@ class TextScorer(Protocol):
 class Learner(Protocol):
     """Trains the policy."""
 
-    async def train(self, minibatches: Sequence[Sequence[TrainSample]]) -> StepResult:
-        """Take one optimizer step per minibatch."""
+    async def train(self, minibatches: Sequence[Sequence[Any]]) -> StepResult:
+        """Take one optimizer step per minibatch of the objective's items (policy: TrainSample)."""
         ...
 
     async def save(self, folder: str) -> None:
@@ -45,6 +73,14 @@ class Learner(Protocol):
 
     async def export(self, folder: str) -> None:
         """Write a Hugging Face folder (safetensors)."""
+        ...
+
+
+class PairLearner(Protocol):
+    """A learner of the preference objective."""
+
+    async def score(self, pairs: Sequence[EncodedPair]) -> list[tuple[float, float]]:
+        """Return (score of the chosen text, score of the rejected one) by the present weights, in the pairs' order."""
         ...
 
 

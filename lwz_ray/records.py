@@ -20,6 +20,8 @@ class Prompt:
     length_range: tuple[int, int] | None
     index: int
     """Position in the source, before shuffling."""
+    reference: str | None = None
+    """An answer to compare with, where the data has one."""
 
     def __post_init__(self) -> None:
         if self.length_range is not None:

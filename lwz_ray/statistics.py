@@ -48,3 +48,40 @@ def paired_bootstrap(before: np.ndarray, after: np.ndarray, resamples: int, seed
         means[start:stop] = difference[drawn].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(mean=float(difference.mean()), low=float(low), high=float(high))
+
+
+def bootstrap_ratios(sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Return draws of sum / count by column, clusters drawn with replacement: float [resamples, num_columns].
+
+    For a mean over items that come in clusters (pairs of one source text): whole clusters are drawn, because items
+    of one cluster go wrong together (Efron and Tibshirani 1993, chapter 8). Columns keep their draw, so that a mean
+    over columns can be taken draw by draw. NaN where a draw holds no item of a column.
+
+    sums, counts: float [num_clusters, num_columns]; resamples: number of draws; seed: of the draws.
+    Raises ValueError on unequal shapes, no clusters, and a number that is not finite.
+    """
+    sums, counts = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    if sums.ndim != 2 or sums.shape != counts.shape or sums.shape[0] == 0:
+        raise ValueError(f"a cluster bootstrap needs equal, non-empty 2-D arrays: {sums.shape} and {counts.shape}")
+    if resamples < 1:
+        raise ValueError(f"resamples={resamples}: at least 1")
+    if not (np.isfinite(sums).all() and np.isfinite(counts).all()):
+        raise ValueError("a cluster bootstrap needs finite sums and counts")
+    num = sums.shape[0]
+    rng = np.random.default_rng(seed)
+    draws = np.empty((resamples, sums.shape[1]), dtype=np.float64)
+    for start in range(0, resamples, CHUNK_ROWS):
+        stop = min(start + CHUNK_ROWS, resamples)
+        times = rng.multinomial(num, np.full(num, 1.0 / num), size=stop - start).astype(np.float64)
+        drawn = times @ counts
+        draws[start:stop] = np.divide(times @ sums, drawn, out=np.full_like(drawn, np.nan), where=drawn > 0)
+    return draws
+
+
+def percentile_interval(mean: float, draws: np.ndarray) -> Interval:
+    """Return a mean with the percentile 95% interval of its draws; draws without a number are left out."""
+    known = draws[np.isfinite(draws)]
+    if known.size == 0:
+        raise ValueError("no draw holds a number")
+    low, high = np.percentile(known, [2.5, 97.5])
+    return Interval(mean=mean, low=float(low), high=float(high))

@@ -7,16 +7,27 @@ import numpy as np
 from lwz_ray.advantages import has_spread
 from lwz_ray.errors import RewardFailure
 from lwz_ray.grouping import MadeGroup
+from lwz_ray.records import Sample
+
+LENGTH_BUCKETS = (100, 250, 500, 1000, 2000, 4000, 8000)
+"""Upper ends of the buckets of L_upper, in words."""
 
 
-def group_metrics(made: Sequence[MadeGroup], weights: dict[str, float]) -> dict[str, float]:
-    """Return rewards/*, rollout/*, staleness/* and the mean seconds that a group took."""
+def group_metrics(made: Sequence[MadeGroup], weights: dict[str, float], max_tokens: int) -> dict[str, float]:
+    """Return rewards/*, rollout/*, length/*, staleness/* and the mean seconds that a group took.
+
+    max_tokens: the completion limit, to count what looping samples saved by ending early.
+    """
     samples = [s for m in made for s in m.group.samples]
     completions = [s.completion for s in samples]
     out = {
         "rollout/mean_words": float(np.mean([s.num_words for s in samples])),
         "rollout/tokens": float(sum(c.num_tokens for c in completions)),
         "rollout/truncated": float(np.mean([c.finish_reason == "length" for c in completions])),
+        "rollout/looped": float(np.mean([c.finish_reason == "repetition" for c in completions])),
+        "rollout/tokens_saved": float(
+            sum(max_tokens - c.num_tokens for c in completions if c.finish_reason == "repetition")
+        ),
         "rollout/well_formed": float(np.mean([s.parsed.well_formed for s in samples])),
         "staleness/mean": float(np.mean([m.staleness for m in made])),
         "staleness/max": float(max(m.staleness for m in made)),
@@ -29,17 +40,44 @@ def group_metrics(made: Sequence[MadeGroup], weights: dict[str, float]) -> dict[
     ranged = [(s.num_words, s.prompt.length_range) for s in samples if s.prompt.length_range]
     if ranged:
         out["rollout/in_range"] = float(np.mean([low <= n <= high for n, (low, high) in ranged]))
-    return out | _reward_metrics(made, weights)
+    return out | _length_metrics(samples) | _reward_metrics(made, weights)
+
+
+def length_bucket(high: int) -> str:
+    """Return the name of the bucket that a range's upper end falls into, in words."""
+    for edge in LENGTH_BUCKETS:
+        if high <= edge:
+            return f"upto_{edge}"
+    return f"above_{LENGTH_BUCKETS[-1]}"
+
+
+def _length_metrics(samples: Sequence[Sample]) -> dict[str, float]:
+    """Return the length reward, the share in range and the samples by the length that was asked for."""
+    buckets: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if sample.prompt.length_range:
+            buckets.setdefault(length_bucket(sample.prompt.length_range[1]), []).append(sample)
+    out = {}
+    for name, members in buckets.items():
+        hits = [r[0] <= s.num_words <= r[1] for s in members if (r := s.prompt.length_range)]
+        out[f"length/{name}_samples"] = float(len(members))
+        out[f"length/{name}_in_range"] = float(np.mean(hits))
+        rewards = [r for s in members if isinstance(r := s.rewards.get("length"), float)]
+        if rewards:
+            out[f"length/{name}_reward"] = float(np.mean(rewards))
+    return out
 
 
 def _reward_metrics(made: Sequence[MadeGroup], weights: dict[str, float]) -> dict[str, float]:
     out: dict[str, float] = {}
-    failures = 0
+    failures = abstained = 0
     for component in weights:
         groups = []
         for m in made:
             values = [s.rewards.get(component) for s in m.group.samples]
-            failures += sum(isinstance(v, RewardFailure) for v in values)
+            failed = [v for v in values if isinstance(v, RewardFailure)]
+            failures += len(failed)
+            abstained += sum(v.action == "abstain" for v in failed)
             groups.append(np.asarray([v for v in values if isinstance(v, float)]))
         present = np.concatenate(groups)
         if present.size:
@@ -49,4 +87,4 @@ def _reward_metrics(made: Sequence[MadeGroup], weights: dict[str, float]) -> dic
     active = {k: w for k, w in weights.items() if w > 0 and f"rewards/{k}" in out}
     if active:
         out["rewards/total"] = sum(w * out[f"rewards/{k}"] for k, w in active.items()) / sum(active.values())
-    return out | {"rewards/failures": float(failures)}
+    return out | {"rewards/failures": float(failures), "rewards/abstained": float(abstained)}

@@ -1,12 +1,13 @@
 """The length reward of arXiv 2506.18841."""
 
 
-def l_max_for(high: int, factor: float) -> float:
-    """Return L_max, the length at which the reward of a text that is too long reaches 0.
+def l_max_for(high: int, factor: float, cap: int | None = None) -> float:
+    """Return L_max, the length at which the reward of a text that is too long reaches 0. In words.
 
-    The paper leaves it open; ours is `factor` times L_upper, at least L_upper + 1. In words.
+    The paper leaves it open; ours is `factor` times L_upper, at most `cap`, and at least L_upper + 1.
     """
-    return float(max(high + 1, factor * high))
+    wanted = factor * high if cap is None else min(factor * high, cap)
+    return float(max(high + 1, wanted))
 
 
 def length_reward(num_words: int, low: int, high: int, l_max: float) -> float:

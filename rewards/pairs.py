@@ -1,14 +1,14 @@
-"""Turn prompts and answers into the tokens that a reward model reads, alike for every engine."""
+"""What every engine of the reward model shares: the check of its folder, and pairs scored in windows."""
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lwz_ray.config import WritingRewardConfig
 from lwz_ray.errors import UserError
+from lwz_ray.pair_encoding import PairEncoder, aggregate, cut_windows
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -19,16 +19,10 @@ class ClassifierScores:
 
     values: tuple[float, ...]
     """Raw scalar outputs, one a pair, no activation applied."""
-    num_truncated: int
-    """Pairs whose answer was cut to fit `max_length_tokens`."""
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedPairs:
-    """Token ids of one request, one row a pair."""
-
-    token_ids: tuple[list[int], ...]
-    num_truncated: int
+    coverage: tuple[float, ...]
+    """Share of each answer's tokens that the model read, in (0, 1]."""
+    num_windowed: int
+    """Pairs longer than the model's context, scored in windows."""
 
 
 def check_folder(config: WritingRewardConfig) -> Path:
@@ -81,50 +75,41 @@ def _local_folder(path: str) -> Path:
         ) from error
 
 
-class PairEncoder:
-    """Formats pairs through the tokenizer's chat template, or as "prompt, blank line, answer" where it has none.
+def load_encoder(folder: Path) -> PairEncoder:
+    """Return the encoder of a model folder's own tokenizer."""
+    from transformers import AutoTokenizer  # seconds to import; checks of the folder come before it
 
-    A pair longer than `max_length_tokens` loses the end of its answer. The request stays, since quality is judged
-    against it, and so do the template's closing tokens, since the scalar is read from the last one.
+    return PairEncoder(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+
+
+def score_pairs(
+    encoder: PairEncoder,
+    config: WritingRewardConfig,
+    prompts: Sequence[str],
+    texts: Sequence[str],
+    score_rows: Callable[[Sequence[list[int]]], Sequence[float]],
+) -> ClassifierScores:
+    """Cut every pair into rows that fit the model, have `score_rows` score them all, and aggregate; every engine alike.
+
+    score_rows: rows of at most `max_length_tokens` token ids -> one raw scalar a row, in order; never called with none.
+    Raises UserError where a request alone leaves no room for an answer.
     """
-
-    def __init__(self, folder: Path, max_length_tokens: int) -> None:
-        from transformers import AutoTokenizer  # seconds to import; checks of the folder come before it
-
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        self._chat = self._tokenizer.chat_template is not None
-        self._max_length = max_length_tokens
-
-    def encode(self, prompts: Sequence[str], texts: Sequence[str]) -> EncodedPairs:
-        """Return token ids of at most `max_length_tokens` a pair.
-
-        Raises UserError where a request alone leaves no room for an answer.
-        """
-        if len(prompts) != len(texts):
-            raise ValueError(f"{len(prompts)} prompts and {len(texts)} texts: a pair needs one of each")
-        rows = [self._encode(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-        return EncodedPairs(tuple(ids for ids, _ in rows), sum(cut for _, cut in rows))
-
-    def _encode(self, prompt: str, text: str) -> tuple[list[int], bool]:
-        ids = self._format(prompt, text)
-        if len(ids) <= self._max_length:
-            return ids, False
-        answer = self._tokenizer(text, add_special_tokens=False).input_ids
-        keep = len(answer)
-        # Cutting may change how the seam is split into tokens, so the length is measured again after each cut.
-        while len(ids) > self._max_length:
-            keep -= len(ids) - self._max_length
-            if keep <= 0:
-                raise UserError(
-                    f"rewards.writing.max_length_tokens={self._max_length} leaves no room for an answer to a request "
-                    f"of {len(self._format(prompt, ''))} tokens; raise it or lower data.max_prompt_tokens"
-                )
-            ids = self._format(prompt, self._tokenizer.decode(answer[:keep]))
-        return ids, True
-
-    def _format(self, prompt: str, text: str) -> list[int]:
-        if not self._chat:
-            return list(self._tokenizer(f"{prompt}\n\n{text}").input_ids)
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
-        formatted = self._tokenizer.apply_chat_template(turns, tokenize=False)
-        return list(self._tokenizer(formatted, add_special_tokens=False).input_ids)
+    if len(prompts) != len(texts):
+        raise ValueError(f"{len(prompts)} prompts and {len(texts)} texts: a pair needs one of each")
+    windows = [
+        cut_windows(
+            encoder.encode(prompt, text), config.max_length_tokens, config.window_overlap_tokens, config.max_windows
+        )
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    rows = [row for text in windows for row in text.rows]
+    scores = list(score_rows(rows)) if rows else []
+    if len(scores) != len(rows):
+        raise ValueError(f"the engine gave {len(scores)} scores for {len(rows)} rows")
+    values, start = [], 0
+    for text in windows:
+        stop = start + len(text.rows)
+        values.append(aggregate(scores[start:stop], text.weights, config.aggregation))
+        start = stop
+    num_windowed = sum(len(text.rows) > 1 or text.coverage < 1 for text in windows)
+    return ClassifierScores(tuple(values), tuple(text.coverage for text in windows), num_windowed)

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import ActorDiedError
 
 from lwz_ray.config import WritingRewardConfig
 from rewards.classifier import load_classifier
 from rewards.pairs import ClassifierScores
-from rewards.pool import Replica
+from rewards.pool_queue import Replica, ReplicaLostError
 
 
 @ray.remote
@@ -31,9 +32,12 @@ class RewardWorker:
 
 
 def as_replica(worker: Any) -> Replica:
-    """Wrap a `RewardWorker` handle for `RewardPool`."""
+    """Wrap a `RewardWorker` handle for `RewardPool`; raises ReplicaLostError once its process is gone."""
 
     async def score(prompts: Sequence[str], texts: Sequence[str]) -> ClassifierScores:
-        return await worker.score.remote(prompts, texts)
+        try:
+            return await worker.score.remote(prompts, texts)
+        except ActorDiedError as error:
+            raise ReplicaLostError("its process died") from error
 
     return score

@@ -1,93 +1,103 @@
-"""Scores a group with every reward component; what cannot be scored is a typed failure."""
+"""Scores groups with every reward component while their other samples are still being written."""
 
 import asyncio
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from lwz_ray.config import RewardsConfig
-from lwz_ray.errors import InfrastructureError, RewardFailure, WaitTimeoutError
-from lwz_ray.protocols import TextScorer
+from lwz_ray.errors import RewardFailure
 from lwz_ray.records import Prompt, Sample
-from lwz_ray.text import count_words, distinct_n
-from rewards.format import format_reward
-from rewards.length import l_max_for, length_reward
-from rewards.repetition import repetition
+from rewards.components import Answers, AnswerScorer, Component, Score, TextRules, WritingModel
+from rewards.failures import Guard
+from rewards.pool import RewardPool
+from rewards.repetition_meter import RepetitionMeter
 
 
 class RewardSet:
-    """Length, format and, where a reward model is given, writing; implements `lwz_ray.protocols.Scorer`.
+    """Length and format, and what else is given; implements `lwz_ray.protocols.Scorer`.
 
-    Every component sees the answer alone, never the plan. A sample without an answer is scored as an empty one: 0
-    words, and the reward model's score of the empty text (the paper is silent; a failure would take its whole group
-    away from training, though the policy, not the system, is what failed).
+    Every component sees the answer alone, never the plan. Each scores by itself: a slow one delays nobody but the
+    groups that wait for it, and those no longer than its deadline.
     """
 
-    def __init__(self, config: RewardsConfig, writing: TextScorer | None = None) -> None:
-        if writing is None and config.weights.get("writing", 0.0) > 0:
+    def __init__(
+        self,
+        config: RewardsConfig,
+        writing: RewardPool | None = None,
+        judge: AnswerScorer | None = None,
+        function: AnswerScorer | None = None,
+    ) -> None:
+        components: list[Component] = [TextRules(config, RepetitionMeter(config.format, config.threads))]
+        if writing is not None:
+            components.append(WritingModel(writing))
+        components += [Answers(n, s) for n, s in (("judge", judge), ("function", function)) if s is not None]
+        known = {name for component in components for name in component.rewards}
+        missing = [name for name in config.active if name not in known]
+        if missing:
+            raise ValueError(f"rewards.weights.{missing[0]} is above 0, but nothing was given that scores it")
+        self._guards = [Guard(component, config) for component in components]
+
+    @property
+    def num_retries(self) -> int:
+        """Attempts after a first one, of all components so far."""
+        return sum(g.num_retries for g in self._guards)
+
+    def open(self, prompt: Prompt, num_samples: int) -> "GroupScores":
+        """Begin a group."""
+        return GroupScores(self._guards, prompt, num_samples)
+
+
+class GroupScores:
+    """One group's scores in the making; implements `lwz_ray.protocols.GroupScoring`."""
+
+    def __init__(self, guards: Sequence[Guard], prompt: Prompt, num_samples: int) -> None:
+        self._single = [g for g in guards if g.component.scope == "sample"]
+        self._whole = [g for g in guards if g.component.scope == "group"]
+        self._prompt = prompt
+        self._num_samples = num_samples
+        self._samples: list[Sample] = []
+        self._tasks: list[asyncio.Task[tuple[list[int], list[Score]]]] = []
+
+    def add(self, sample: Sample) -> None:
+        """Start the components that look at one sample; with the group's last one, those that compare."""
+        if len(self._samples) >= self._num_samples:
+            raise ValueError(f"prompt {self._prompt.prompt_id}: more than {self._num_samples} samples were added")
+        self._samples.append(sample)
+        for guard in self._single:
+            self._start(guard, [sample])
+        if len(self._samples) == self._num_samples:
+            ordered = sorted(self._samples, key=lambda s: s.sample_index)
+            for guard in self._whole:
+                self._start(guard, ordered)
+
+    async def finish(self) -> list[Sample]:
+        """Return the scored samples by index. Every task ends by its component's deadline; raises what one raised."""
+        if len(self._samples) != self._num_samples:
             raise ValueError(
-                f"rewards.weights.writing={config.weights['writing']:g} needs a reward model, none was given"
+                f"prompt {self._prompt.prompt_id}: {len(self._samples)} of {self._num_samples} samples were added"
             )
-        self._config = config
-        self._writing = writing
-
-    async def score(self, prompt: Prompt, samples: Sequence[Sample]) -> list[Sample]:
-        """Return the samples with `num_words`, `rewards` and `measures` filled, in order.
-
-        Measures: repetition, distinct_2, num_words, well_formed, segments_found.
-        """
-        answers = [s.parsed.answer or "" for s in samples]
-        scored = [self._score_text(prompt, sample, answer) for sample, answer in zip(samples, answers, strict=True)]
-        if self._writing is None:
-            return scored
-        writing = await self._score_writing(self._writing, prompt, answers)
-        return [replace(s, rewards=s.rewards | {"writing": w}) for s, w in zip(scored, writing, strict=True)]
-
-    def _score_text(self, prompt: Prompt, sample: Sample, answer: str) -> Sample:
-        """Fill what needs no model."""
-        num_words = count_words(answer)
-        repeated = repetition(answer, self._config.format.repetition_ngram)
-        rewards: dict[str, float | RewardFailure] = {
-            "format": format_reward(sample.parsed, repeated, self._config.format)
-        }
-        length = self._score_length(prompt, num_words)
-        if length is not None:
-            rewards["length"] = length
-        measures = {
-            "repetition": repeated,
-            "distinct_2": distinct_n(answer, 2),
-            "num_words": float(num_words),
-            "well_formed": float(sample.parsed.well_formed),
-            "segments_found": sample.parsed.segments_found,
-        }
-        return replace(sample, num_words=num_words, rewards=rewards, measures=measures)
-
-    def _score_length(self, prompt: Prompt, num_words: int) -> float | RewardFailure | None:
-        """Score the length; None abstains. The other ways to treat a missing range end before a prompt gets here."""
-        if prompt.length_range is None:
-            if self._config.length.on_missing_range == "abstain":
-                return None
-            reason = f"prompt {prompt.prompt_id} has no length range"
-            return RewardFailure("length", reason, "data")
-        low, high = prompt.length_range
-        return length_reward(num_words, low, high, l_max_for(high, self._config.length.l_max_factor))
-
-    async def _score_writing(
-        self, scorer: TextScorer, prompt: Prompt, answers: Sequence[str]
-    ) -> list[float | RewardFailure]:
-        """Ask the reward model once for the whole group, for at most `request_timeout_s`."""
-        timeout_s = self._config.request_timeout_s
         try:
-            scores = await asyncio.wait_for(scorer.score_texts([prompt.text] * len(answers), answers), timeout_s)
-        except TimeoutError:
-            what = f"the writing reward of {len(answers)} answers to prompt {prompt.prompt_id}"
-            return [_failure(str(WaitTimeoutError(what, timeout_s)))] * len(answers)
-        except InfrastructureError as error:
-            return [_failure(str(error))] * len(answers)
-        if len(scores) != len(answers):
-            return [_failure(f"the reward model gave {len(scores)} scores for {len(answers)} answers")] * len(answers)
-        return [s if math.isfinite(s) else _failure(f"the reward model's score is {s}") for s in scores]
+            found = await asyncio.gather(*self._tasks)
+        finally:
+            self.cancel()
+        rewards: dict[int, dict[str, float | RewardFailure]] = {s.sample_index: {} for s in self._samples}
+        measures: dict[int, dict[str, float]] = {s.sample_index: {} for s in self._samples}
+        for indices, scores in found:
+            for index, score in zip(indices, scores, strict=True):
+                rewards[index] |= score.values
+                measures[index] |= score.measures
+        return [
+            replace(s, rewards=rewards[s.sample_index], measures=measures[s.sample_index])
+            for s in sorted(self._samples, key=lambda s: s.sample_index)
+        ]
 
+    def cancel(self) -> None:
+        """Stop what is still under way."""
+        for task in self._tasks:
+            task.cancel()
 
-def _failure(reason: str) -> RewardFailure:
-    return RewardFailure("writing", reason, "infrastructure")
+    def _start(self, guard: Guard, samples: list[Sample]) -> None:
+        self._tasks.append(asyncio.create_task(self._run(guard, samples)))
+
+    async def _run(self, guard: Guard, samples: list[Sample]) -> tuple[list[int], list[Score]]:
+        return [s.sample_index for s in samples], await guard.score(self._prompt, samples)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from lwz_ray.config import WritingRewardConfig
-from rewards.pairs import ClassifierScores, PairEncoder, check_folder
+from rewards.pairs import ClassifierScores, check_folder, load_encoder, score_pairs
 
 
 class VllmClassifier:
@@ -18,7 +18,8 @@ class VllmClassifier:
         folder = check_folder(config)
         from vllm import LLM, PoolingParams
 
-        self._encoder = PairEncoder(folder, config.max_length_tokens)
+        self._config = config
+        self._encoder = load_encoder(folder)
         self._params = PoolingParams(use_activation=False)
         with _engine_environment(threads if num_gpus == 0 else None):
             self._llm = LLM(
@@ -39,16 +40,16 @@ class VllmClassifier:
             )
 
     def score(self, prompts: Sequence[str], texts: Sequence[str]) -> ClassifierScores:
-        """Return one raw scalar a pair, in order, and how many answers were cut."""
+        """Return one raw scalar a pair, in order; a text over the context is scored in windows."""
+        return score_pairs(self._encoder, self._config, prompts, texts, self._score_rows)
+
+    def _score_rows(self, rows: Sequence[list[int]]) -> list[float]:
         from vllm.inputs import TokensPrompt
 
-        pairs = self._encoder.encode(prompts, texts)
-        if not pairs.token_ids:
-            return ClassifierScores((), 0)
         outputs = self._llm.classify(
-            [TokensPrompt(prompt_token_ids=ids) for ids in pairs.token_ids], pooling_params=self._params, use_tqdm=False
+            [TokensPrompt(prompt_token_ids=ids) for ids in rows], pooling_params=self._params, use_tqdm=False
         )
-        return ClassifierScores(tuple(float(o.outputs.probs[0]) for o in outputs), pairs.num_truncated)
+        return [float(o.outputs.probs[0]) for o in outputs]
 
     def close(self) -> None:
         """End the engine's child process."""

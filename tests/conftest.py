@@ -74,6 +74,14 @@ def tiny_classifier_dir(models_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def embedder_dir(models_dir: Path) -> Path:
+    """Return all-MiniLM-L6-v2: a real sentence-embedding model for English."""
+    from launch.setup_models import EMBEDDER
+
+    return models_dir / EMBEDDER
+
+
+@pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Run one local Ray runtime of 2 CPUs for all tests that need one."""
     import ray

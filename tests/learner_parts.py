@@ -1,11 +1,16 @@
 """Learner ranks on the tiny random model, and batches to train it on."""
 
+import multiprocessing
 import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from torch.multiprocessing.spawn import start_processes
 
 from learners.fsdp import FsdpBackend
 from learners.settings import LearnerSettings
@@ -14,6 +19,8 @@ from lwz_ray.losses import token_weights_of
 from lwz_ray.packing import split_over_ranks
 from lwz_ray.records import TrainSample
 from lwz_ray.staging import read_staged
+
+TIMEOUT_S = 150.0
 
 
 def settings(model: Path, **changes: Any) -> LearnerSettings:
@@ -66,6 +73,21 @@ def free_address() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def run_ranks(target: Callable[..., None], world_size: int, arguments: tuple[int, str, str, str]) -> None:
+    """Run target(rank, *arguments) in a process for every rank; an error of one ends the others and is raised."""
+    # The ranks are forked from one clean process that has imported what takes long.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["torch", "transformers.models.llama.modeling_llama"]
+    )
+    ranks: Any = start_processes(target, arguments, world_size, join=False, start_method="forkserver")
+    end = time.monotonic() + TIMEOUT_S
+    while not ranks.join(timeout=1.0):  # returns when one has ended
+        if time.monotonic() > end:
+            for process in ranks.processes:
+                process.kill()
+            pytest.fail(f"{world_size} ranks did not end in {TIMEOUT_S:g} s")
 
 
 def train_stage_export(rank: int, world_size: int, address: str, model: str, folder: str) -> None:

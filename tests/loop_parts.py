@@ -11,6 +11,8 @@ import torch
 
 from actors.engine import EngineSettings
 from actors.pool import RolloutPool
+from actors.repetition_stop import RepetitionRule
+from actors.streams import CompletionStream
 from actors.tiny_engine import TinyEngine
 from actors.worker import RolloutWorker
 from launch.checkpoints import CheckpointStore
@@ -21,8 +23,8 @@ from lwz_ray.grouping import GroupMaker, group_seed
 from lwz_ray.loop import Parts, TrainingLoop
 from lwz_ray.losses import clipped_policy_loss
 from lwz_ray.packing import split_over_ranks
-from lwz_ray.protocols import Rollouts, Scorer
-from lwz_ray.records import Completion, Prompt, Sample, StepResult, TrainSample
+from lwz_ray.protocols import GroupScoring, Rollouts, Scorer
+from lwz_ray.records import Prompt, Sample, StepResult, TrainSample
 from lwz_ray.staging import StagingFolder
 from lwz_ray.weights import pack_buckets
 from rewards.scorer import RewardSet
@@ -139,6 +141,7 @@ class Records:
     steps: list[dict[str, Any]] = field(default_factory=list)
     group_ids: list[list[int]] = field(default_factory=list)
     on_step: Callable[[int], None] = lambda step: None
+    on_samples: Callable[[Sequence[Sample]], None] = lambda samples: None
 
     def log_step(self, metrics: dict[str, Any]) -> None:
         parts = [metrics[f"groups/{k}"] for k in ("trained", "dropped", "in_flight")]
@@ -149,21 +152,36 @@ class Records:
     def log_samples(self, samples: Sequence[Sample], advantages: Sequence[float], step: int, split: str) -> None:
         assert len(samples) == len(advantages) and split == "train"
         self.group_ids.append(sorted({s.group_id for s in samples}))
+        self.on_samples(samples)
 
     def column(self, key: str) -> list[Any]:
         return [m[key] for m in self.steps]
 
 
 class FailingScorer:
-    """Scores with the real rewards; in the given calls (counted from 0) the length reward fails."""
+    """Scores with the real rewards; in the given groups (counted from 0 as they finish) the length reward fails."""
 
     def __init__(self, config: Config, fails: Callable[[int], bool]) -> None:
-        self._rewards, self._fails, self._calls = RewardSet(config.rewards), fails, 0
+        self._rewards, self._fails, self._finished = RewardSet(config.rewards), fails, 0
 
-    async def score(self, prompt: Prompt, samples: Sequence[Sample]) -> list[Sample]:
-        scored = await self._rewards.score(prompt, samples)
-        self._calls += 1
-        if not self._fails(self._calls - 1):
+    def open(self, prompt: Prompt, num_samples: int) -> "FailingScoring":
+        return FailingScoring(self._rewards.open(prompt, num_samples), self._fails_now)
+
+    def _fails_now(self) -> bool:
+        self._finished += 1
+        return self._fails(self._finished - 1)
+
+
+class FailingScoring:
+    """One group of `FailingScorer`."""
+
+    def __init__(self, inner: GroupScoring, fails_now: Callable[[], bool]) -> None:
+        self._inner, self._fails_now = inner, fails_now
+        self.add, self.cancel = inner.add, inner.cancel
+
+    async def finish(self) -> list[Sample]:
+        scored = await self._inner.finish()
+        if not self._fails_now():
             return scored
         failure = RewardFailure("length", "the counter broke", "infrastructure")
         return [replace(s, rewards=s.rewards | {"length": failure}) for s in scored]
@@ -176,11 +194,21 @@ class SlowRollouts:
         self._inner, self._seed = inner, group_seed(seed, 0, group_id)
         self.release = asyncio.Event()
 
-    async def generate(self, prompt_token_ids: Sequence[int], num_samples: int, seed: int) -> list[Completion]:
-        out = await self._inner.generate(prompt_token_ids, num_samples, seed)
+    async def stream(
+        self,
+        prompt_token_ids: Sequence[int],
+        num_samples: int,
+        seed: int,
+        *,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+    ) -> CompletionStream:
+        stream = self._inner.stream(prompt_token_ids, num_samples, seed, temperature=temperature, max_tokens=max_tokens)
+        ended = [item async for item in stream]
         if seed == self._seed:
             await asyncio.wait_for(self.release.wait(), 5.0)
-        return out
+        for item in ended:
+            yield item
 
 
 @dataclass
@@ -210,14 +238,19 @@ async def make_system(
 ) -> System:
     """Return a started system whose files lie below `config.run.dir`."""
     folder = Path(config.run.dir)
+    loops = config.actors.repetition_stop
+    rule = RepetitionRule(
+        loops.max_pattern_tokens, loops.min_repeats, loops.min_looping_tokens, loops.check_every_tokens
+    )
     settings = EngineSettings(
         model_path="", dtype="float32", max_length_tokens=64, max_num_seqs=8, top_p=1.0,
         temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens, stop="</answer>",
+        repetition_stop=rule if loops.enabled else None,
     )  # fmt: skip
     worker = RolloutWorker(engine(settings, torch.zeros(VOCABULARY, VOCABULARY)), (str(folder),), 1000)
     await worker.start()
     learner = BigramLearner(config, lr)
-    pool = RolloutPool([worker.generate], 5.0)
+    pool = RolloutPool([worker.stream], 5.0)
     encoder: Any = WordEncoder()
     maker = GroupMaker(rollouts(pool), scorer or RewardSet(config.rewards), encoder, config.template)
     weights = StagedSync(learner, worker, StagingFolder((str(folder),), 1000))

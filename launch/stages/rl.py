@@ -1,35 +1,34 @@
 """`stage=rl`: evaluate, train, evaluate again, and leave a run folder that explains itself."""
 
 import asyncio
-import contextlib
 import logging
 import shutil
-import signal
 import time
 from pathlib import Path
 from typing import Any
 
-import ray
 from transformers import AutoTokenizer
 
 from launch.checkpoints import CheckpointStore, model_identity
-from launch.cluster import connect
 from launch.console import ConsoleSamples, ConsoleTable
+from launch.control import ControlWatcher
 from launch.evaluator import Evaluator
 from launch.hub import with_local_models
 from launch.report import write_report
 from launch.report_data import first_pairs
 from launch.rooms import Rooms
 from launch.run_folder import RunFolder
+from launch.scorers import Scorers
+from launch.stages.lifecycle import Lifecycle
 from launch.summary import GroupCounts, RunSummary, Status
 from launch.trackers import MultiTracker, build_trackers
 from lwz_ray.config import Config
 from lwz_ray.data import PromptSet, load_eval_prompts, load_prompts
 from lwz_ray.encoding import PromptEncoder
-from lwz_ray.errors import UserError
 from lwz_ray.evaluation import EvalSummary, compare
 from lwz_ray.grouping import GroupMaker
 from lwz_ray.loop import Parts, TrainingLoop
+from rewards.judge import check_references
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +42,8 @@ def run(config: Config) -> int:
     encoder = PromptEncoder(tokenizer, config.template)
     prompts = load_prompts(config.data, config.rewards.length.on_missing_range, encoder.num_tokens)
     held_out = load_eval_prompts(config, encoder.num_tokens)
+    if config.judge.base_url is not None:
+        check_references(config.judge, [*prompts.prompts, *held_out.prompts])
     store = CheckpointStore(
         Path(config.run.dir) / config.run.name / "checkpoints", None, model_identity(config.model.path),
         config.run.keep_checkpoints,
@@ -70,60 +71,43 @@ class RlStage:
         self.prompts, self.held_out = prompts, held_out
         self.store, self.newest = store, newest
         self._started = time.monotonic()
-        self._stop = asyncio.Event()
+        self._life = Lifecycle(config)
         self._loop: TrainingLoop | None = None
         self._tracker: MultiTracker | None = None
         self._evaluation: dict[str, Any] | None = None
-        self._logs = ""
-        self._training = False
-        self._finished = False
 
     async def run(self) -> int:
         """Return the exit status; whatever happens, the summary and the report are written."""
-        self._watch_signals()
-        status: Status = "failed"
-        error: str | None = "ended without a reason"
-        try:
-            await self._until_stopped(self._work())
-            status, error = ("completed" if self._finished else "interrupted"), None
-        except UserError as problem:
-            error = str(problem)
-            raise
-        except Exception as problem:
-            error = f"{type(problem).__name__}: {problem} (Ray's logs: {self._logs})"
-            raise
-        finally:
-            if self._tracker is not None:
-                self._tracker.close()
-            ray.shutdown()
-            self._write_end(status, error)
-        return 130 if status == "interrupted" else 0
+        return await self._life.run(self._work, self._end)
 
     async def _work(self) -> None:
-        say = self._say
+        say = self._life.say
         say(f"run folder: {self.folder.path}")
         if self.prompts.counts["kept"] != self.prompts.counts["read"]:
             say(f"prompts: {self.prompts.counts}")
-        self._logs = connect(self.config)
-        # Ray takes over SIGTERM when it starts, and would end this process in the middle of a step.
-        self._watch_signals()
-        say(f"starting engines and learners (Ray's logs: {self._logs})")
-        rooms = Rooms(self.config, _model_bytes(self.config.model.path))
+        self._life.connect()
+        say(f"starting engines and learners (Ray's logs: {self._life.logs})")
+        rooms = Rooms(self.config, _model_bytes(self.config.model.path), self.folder.warn)
+        control = ControlWatcher(self.folder.path, {"rewards.replicas": rooms.scale_rewards}, rooms.scale_timeout_s)
         try:
             await rooms.start()
-            await self._train(rooms)
+            await control.start()
+            assert rooms.scorers is not None
+            await rooms.scorers.check()
+            await self._train(rooms, rooms.scorers)
         finally:
+            await control.stop()
             await rooms.close()
 
-    async def _train(self, rooms: Rooms) -> None:
+    async def _train(self, rooms: Rooms, scorers: Scorers) -> None:
         config = self.config
-        maker = GroupMaker(rooms.rollouts, rooms.scorer, self.encoder, config.template)
+        maker = GroupMaker(rooms.rollouts, scorers.rewards, self.encoder, config.template)
         evaluator = Evaluator(config, maker, self.held_out.prompts)
         self.store.attach(rooms.learner)
         self._loop = loop = TrainingLoop(
             config,
             self.prompts.prompts,
-            Parts(maker, rooms.learner, rooms.weights, _Late(self), self.store, evaluator.numbers),
+            Parts(maker, rooms.learner, rooms.weights, _Late(self), self.store, evaluator.numbers, scorers.metrics),
         )
         if self.newest is not None:
             state, buffer = await self.store.load(self.newest)
@@ -134,19 +118,21 @@ class RlStage:
             self.folder.mark_superseded(start_step if self.newest is not None else None)
         before = self.folder.read_evaluation("before") if self.newest is not None else None
         if before is None:
-            self._say(f"evaluating {config.eval.num_prompts} held-out prompts before training")
+            self._life.say(f"evaluating {config.eval.num_prompts} held-out prompts before training")
             before = await self._evaluate(evaluator, "before")
+        evaluator.before = before
         self._tracker = build_trackers(config, self.folder, start_step)
-        self._training = True
-        await loop.run(self._stop)
-        self._training = False
-        if self._stop.is_set():
+        self._life.graceful = True
+        await loop.run(self._life.stop)
+        self._life.graceful = False
+        if self._life.stop.is_set():
             return
-        self._say("evaluating the same prompts after training")
+        self._life.say("evaluating the same prompts after training")
         after = await self._evaluate(evaluator, "after")
         self._evaluation = compare(before, after, config.eval.bootstrap_resamples, config.seed)
+        self._evaluation |= evaluator.drift(after)
         await self._export(rooms)
-        self._finished = True
+        self._life.finished = True
 
     async def _evaluate(self, evaluator: Evaluator, when: str) -> EvalSummary:
         step = self._loop.progress.step if self._loop else 0
@@ -164,26 +150,10 @@ class RlStage:
         shutil.rmtree(self.folder.export, ignore_errors=True)
         aside.rename(self.folder.export)
 
-    async def _until_stopped(self, work: Any) -> None:
-        """When asked to stop, let the loop end by itself; cancel what comes before and after it."""
-        task = asyncio.create_task(work)
-        stop = asyncio.create_task(self._stop.wait())
-        await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        if not task.done() and not self._training:
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-    def _watch_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._ask_to_stop, signal.Signals(number).name)
-
-    def _ask_to_stop(self, name: str) -> None:
-        if not self._stop.is_set():
-            self._say(f"{name}: ending after the present step, with a checkpoint")
-            self._stop.set()
+    def _end(self, status: Status, error: str | None) -> None:
+        if self._tracker is not None:
+            self._tracker.close()
+        self._write_end(status, error)
 
     def _write_end(self, status: Status, error: str | None) -> None:
         loop = self._loop
@@ -203,15 +173,13 @@ class RlStage:
             active_rewards=self.config.rewards.active,
             eval=self._evaluation,
             error=error,
+            measured={"watch": self._tracker.watch.counts} if self._tracker and self._tracker.watch else {},
             extra={"prompts": self.prompts.counts, "held_out": self.held_out.counts},
         )
         self.folder.write_summary(summary)
         report = write_report(self.folder.path)
         ConsoleSamples().show(first_pairs(self.folder.samples, CONSOLE_SAMPLES))
         ConsoleTable().show(summary.as_dict(), self.folder.path, report)
-
-    def _say(self, text: str) -> None:
-        print(text, flush=True)
 
 
 class _Late:

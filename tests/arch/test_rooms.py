@@ -102,7 +102,7 @@ def test_lwz_ray_loads_no_cluster_library() -> None:
 def test_room_loads_neither_cluster_nor_other_rooms(room: str) -> None:
     modules = [module_name(p) for p in source_files(room) if p.name != "remote.py" and relative(p) not in VLLM_FILES]
     others = tuple(r for r in (*ROOMS, "launch") if r != room)
-    found = loaded_by(modules, ("ray", "vllm", "hydra", "omegaconf", "wandb", *others))
+    found = loaded_by(modules, ("ray", "vllm", "hydra", "omegaconf", "wandb", "deepspeed", *others))
     assert room in found
     assert {name: extra for name, extra in found.items() if extra} == {}
 
@@ -117,6 +117,10 @@ def test_vllm_is_imported_only_where_allowed() -> None:
     found = importers("vllm", *PACKAGES)
     assert found <= VLLM_FILES
     assert "actors/vllm_engine.py" in found
+
+
+def test_deepspeed_is_imported_by_its_backend_only() -> None:
+    assert importers("deepspeed", *PACKAGES) == {"learners/deepspeed.py"}
 
 
 def test_torch_distributed_is_used_only_by_learners() -> None:

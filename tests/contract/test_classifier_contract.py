@@ -1,6 +1,7 @@
 """One suite over both engines of the reward model: the same raw scores, the same refusals."""
 
 import shutil
+import statistics
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.scoring_parts import make_scorer
 from lwz_ray.config import WritingRewardConfig
 from lwz_ray.errors import UserError
 from rewards.classifier import Classifier, load_classifier
@@ -16,6 +18,8 @@ MAX_TOKENS = 96
 # Both engines compute in float32 with the same weights and tokens; sums in another order move a score by about 1e-6,
 # a token too many or too few moves it by 1e-2 or more.
 TOLERANCE = 1e-4
+BFLOAT16_SHARE = 0.4
+"""Of the scores' standard deviation: about twice the largest error measured."""
 PROMPTS = [
     "Write about tea.",
     "Write a letter to your landlord about the broken heating.",
@@ -41,6 +45,9 @@ def writing(folder: Path | str, engine: str, **changes: Any) -> WritingRewardCon
         "dtype": "float32",
         "kv_cache_mib": 64,
         "memory_utilization": 0.05,
+        "window_overlap_tokens": 8,
+        "max_windows": 3,
+        "aggregation": "mean",
     }
     return WritingRewardConfig(**plain | changes)
 
@@ -64,13 +71,18 @@ class Reference:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
 
-    def token_ids(self, prompt: str, text: str) -> list[int]:
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
-        formatted = self.tokenizer.apply_chat_template(turns, tokenize=False)
-        return self.tokenizer(formatted, add_special_tokens=False).input_ids
+    def tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids if text else []
+
+    def parts(self, prompt: str, text: str) -> tuple[list[int], list[int], list[int]]:
+        """Return what comes before the answer, the answer, and what follows, tokenized apart."""
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": "ANSWER"}]
+        before, after = self.tokenizer.apply_chat_template(turns, tokenize=False).split("ANSWER")
+        return self.tokens(before), self.tokens(text), self.tokens(after)
 
     def score(self, prompt: str, text: str) -> float:
-        return self.score_ids(self.token_ids(prompt, text))
+        head, body, tail = self.parts(prompt, text)
+        return self.score_ids([*head, *body, *tail])
 
     def score_ids(self, token_ids: list[int]) -> float:
         with self.torch.inference_mode():
@@ -87,7 +99,7 @@ def test_scores_are_the_raw_outputs_in_order(classifier: Classifier, reference: 
     got = classifier.score(PROMPTS, TEXTS)
     expected = [reference.score(p, t) for p, t in zip(PROMPTS, TEXTS, strict=True)]
     assert list(got.values) == pytest.approx(expected, abs=TOLERANCE)
-    assert got.num_truncated == 0
+    assert (got.coverage, got.num_windowed) == ((1.0,) * 5, 0)
     # The tolerance tells these pairs apart, or the line above would say little.
     ordered = sorted(expected)
     assert min(b - a for a, b in pairwise(ordered)) > 10 * TOLERANCE
@@ -98,14 +110,24 @@ def test_a_pair_scores_the_same_alone_and_in_company(classifier: Classifier) -> 
     assert alone.values[0] == pytest.approx(classifier.score(PROMPTS, TEXTS).values[0], abs=TOLERANCE)
 
 
-def test_a_long_answer_loses_its_end_and_is_counted(classifier: Classifier, reference: Reference) -> None:
-    words = [f"w{i}" for i in range(200)]
-    got = classifier.score([PROMPTS[0]] * 2, [" ".join(words), "Short."])
-    assert got.num_truncated == 1
-    room = MAX_TOKENS - len(reference.token_ids(PROMPTS[0], ""))
-    kept = reference.tokenizer(" ".join(words), add_special_tokens=False).input_ids[:room]
-    expected = reference.score(PROMPTS[0], reference.tokenizer.decode(kept))
-    assert got.values[0] == pytest.approx(expected, abs=TOLERANCE)
+def test_a_long_answer_is_scored_in_windows(classifier: Classifier, reference: Reference) -> None:
+    """Two windows that overlap where it takes no more, three spread evenly where it would take more."""
+    head, _, tail = reference.parts(PROMPTS[0], "")
+    room = MAX_TOKENS - len(head) - len(tail)
+    for num_words, starts, covered in ((60, 2, "all"), (400, 3, "some")):
+        text = " ".join(f"w{i}" for i in range(num_words))
+        body = reference.tokens(text)[: 2 * room - 10] if covered == "all" else reference.tokens(text)
+        text = reference.tokenizer.decode(body)
+        assert reference.tokens(text) == body, "the cut text has the tokens it was cut to"
+        got = classifier.score([PROMPTS[0]] * 2, [text, "Short."])
+        last = len(body) - room
+        begins = [round(i * last / (starts - 1)) for i in range(starts)]
+        scores = [reference.score_ids([*head, *body[b : b + room], *tail]) for b in begins]
+        assert got.values[0] == pytest.approx(sum(scores) / starts, abs=TOLERANCE)
+        assert got.values[1] == pytest.approx(reference.score(PROMPTS[0], "Short."), abs=TOLERANCE)
+        expected = 1.0 if covered == "all" else starts * room / len(body)
+        assert got.coverage == (pytest.approx(expected), 1.0)
+        assert got.num_windowed == 1
 
 
 def test_no_pairs_no_scores(classifier: Classifier) -> None:
@@ -118,8 +140,47 @@ def test_unequal_numbers_are_refused(classifier: Classifier) -> None:
 
 
 def test_a_request_without_room_for_an_answer_is_refused(classifier: Classifier) -> None:
-    with pytest.raises(UserError, match=rf"max_length_tokens={MAX_TOKENS} leaves no room for an answer"):
+    with pytest.raises(UserError, match=rf"leaves no room for an answer in the reward model's context of {MAX_TOKENS}"):
         classifier.score(["tea " * 200], ["An answer."])
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_engines_agree_on_a_real_model_in_bfloat16(scorer_135m: Path, device: str) -> None:
+    """Compare both engines' bfloat16 with float32, on short, long (windowed) and empty texts.
+
+    In float32 they differ by 3e-6 where the scores have a standard deviation of 0.19 (the tests above hold that, with
+    the small model). bfloat16 keeps 8 bits, and each engine rounds at other places of 30 layers: neither is nearer to
+    the truth, so each is held to it. A random head reads the rounding of all directions alike and its scores spread
+    little, which makes this the hard case: errors stay well below the spread, so texts keep their order unless they are
+    nearly equal.
+    """
+    sentence = "The river rose in the night and took the old bridge with it, and nobody in the village slept."
+    words = sentence.split()
+    texts = ["", "No.", *(" ".join(words[i % 7 :] + words * n) for i, n in enumerate((0, 1, 2, 4, 8, 16, 60)))]
+    prompts = [f"Write {n} words about the flood." for n in range(len(texts))]
+    got = []
+    for engine, dtype in (("transformers", "float32"), ("transformers", "bfloat16"), ("vllm", "bfloat16")):
+        config = writing(scorer_135m, engine, dtype=dtype, max_length_tokens=256, batch_size=4)
+        served = load_classifier(config, threads=2, num_gpus=int(device == "cuda"))
+        try:
+            got.append(served.score(prompts, texts))
+        finally:
+            served.close()
+    truth, *rounded = got
+    spread = statistics.pstdev(truth.values)
+    errors = [max(abs(a - b) for a, b in zip(r.values, truth.values, strict=True)) for r in rounded]
+    print(f"largest bfloat16 error: transformers {errors[0]:.2g}, vllm {errors[1]:.2g}; scores spread {spread:.2g}")
+    assert max(errors) < BFLOAT16_SHARE * spread
+    assert [g.num_windowed for g in got] == [2, 2, 2]
+    assert truth.coverage[:-1] == (1.0,) * 8
+    assert truth.coverage[-1] < 1 and all(g.coverage == truth.coverage for g in got)
+
+
+@pytest.fixture(scope="module")
+def scorer_135m(smol_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return SmolLM2-135M with a random score head: real activations, real rounding."""
+    return make_scorer(smol_model_dir, tmp_path_factory.mktemp("scorer"))
 
 
 ENGINES = pytest.mark.parametrize("engine", ["transformers", "vllm"])
@@ -190,5 +251,5 @@ def test_a_tokenizer_without_chat_template_gets_request_blank_line_answer(
 ) -> None:
     folder = shutil.copytree(tiny_classifier_dir, tmp_path / "plain", ignore=shutil.ignore_patterns("*.jinja"))
     got = load_classifier(writing(folder, "transformers"), threads=1, num_gpus=0).score(["A?"], ["B."])
-    expected = reference.score_ids(reference.tokenizer("A?\n\nB.").input_ids)
+    expected = reference.score_ids(reference.tokens("A?\n\n") + reference.tokens("B."))
     assert got.values[0] == pytest.approx(expected, abs=TOLERANCE)

@@ -1,5 +1,6 @@
 """The reward pool over real Ray actors: scores, a killed replica, a refused model."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ def writing(path: str) -> WritingRewardConfig:
         dtype="float32",
         kv_cache_mib=64,
         memory_utilization=0.1,
+        window_overlap_tokens=16,
+        max_windows=4,
+        aggregation="mean",
     )
 
 
@@ -55,3 +59,55 @@ async def test_an_error_of_the_user_comes_through_ray_as_itself(ray_cluster: Non
     with pytest.raises(UserError, match="leaves no room for an answer"):
         await pool.score_texts(["tea " * 300], ["An answer."])
     ray.kill(worker)
+
+
+def lengths(num: int) -> list[str]:
+    """Return texts of many lengths, some over the model's context."""
+    return [" ".join(f"tea{i % 7}" for i in range(1 + 5 * n % 90)) + f" {n}" for n in range(num)]
+
+
+async def test_replicas_come_and_go_while_requests_are_in_flight(
+    ray_cluster: None, tiny_classifier_dir: Path, tmp_path: Path
+) -> None:
+    """1 -> 3 -> 1 replicas, then one that is killed: every request is answered once, with a fixed pool's scores."""
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    from launch.compose import compose
+    from launch.reward_replicas import RewardReplicas
+
+    words = ["run=smoke_cpu", f"run.dir={tmp_path}", "rewards.replicas=1", "rewards.writing.max_length_tokens=128"]
+    words += [f"rewards.writing.path={tiny_classifier_dir}", "rewards.writing.dtype=float32"]
+    config = compose([*words, "rewards.writing.batch_size=4", "actors.num_cpus=0.2", "learners.num_cpus=0.1"])
+    texts = lengths(200)
+    prompts = [f"Write {n} words." for n in range(200)]
+    expected = load_classifier(config.rewards.writing, threads=1, num_gpus=0).score(prompts, texts)
+    group = placement_group([{"CPU": config.rewards.num_cpus}])
+    warnings: list[str] = []
+    replicas = RewardReplicas(config, lambda source, message: warnings.append(message))
+    try:
+        replicas.create(group, [0])
+        await replicas.start()
+        pool = replicas.pool
+        assert pool is not None
+        requests = [asyncio.create_task(pool.score_one(p, t)) for p, t in zip(prompts, texts, strict=True)]
+        assert await replicas.scale(3) == "rewards.replicas: 1 -> 3"
+        requests += [asyncio.create_task(pool.score_one(p, t)) for p, t in zip(prompts, texts, strict=True)]
+        assert await replicas.scale(1) == "rewards.replicas: 3 -> 1"
+        scores = await asyncio.gather(*requests)
+        assert [s.value for s in scores] == pytest.approx([*expected.values] * 2, abs=1e-4)
+        assert [s.coverage for s in scores] == [*expected.coverage] * 2
+        assert (pool.counters.total.texts, pool.num_retries, warnings) == (400, 0, [])
+
+        assert await replicas.scale(2) == "rewards.replicas: 1 -> 2"
+        requests = [asyncio.create_task(pool.score_one(p, t)) for p, t in zip(prompts, texts, strict=True)]
+        await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
+        ray.kill(next(iter(replicas._handles.values())))
+        assert [s.value for s in await asyncio.gather(*requests)] == pytest.approx(expected.values, abs=1e-4)
+        assert (pool.counters.total.texts, pool.num_replicas, len(warnings)) == (600, 1, 1)
+        assert "replica 1 of the reward model was lost" in warnings[0]
+        with pytest.raises(UserError, match=r"500 more reward replicas need 50 CPUs, this run holds [\d.]+ of the"):
+            await replicas.scale(501)
+    finally:
+        await replicas.close()
+        remove_placement_group(group)

@@ -47,5 +47,9 @@ def test_cfg_job_prints_yaml(words: list[str], capsys: pytest.CaptureFixture[str
 def test_help_names_presets_groups_and_stages(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    for line in ("  rl        train with GRPO", "  template   direct, think", "  demo_cpu   a 135M model learns"):
+    for line in (
+        "  rl        train with GRPO",
+        "  template   direct, plain, think",
+        "  demo_cpu   a 135M model learns",
+    ):
         assert line in text

@@ -89,7 +89,8 @@ def test_unknown_key_names_the_nearest(prefix: str):
         ("lerners=fsdp", "unknown group 'lerners': did you mean 'learners=fsdp'?"),
         (
             "run=demo",
-            "run='demo': no such choice, did you mean 'demo_cpu'? (there are demo_cpu, paper_32b, smoke_cpu)",
+            "run='demo': no such choice, did you mean 'rm_demo'? (there are curate_demo, curate_rm, demo_cpu, "
+            "paper_32b, rm_degradations, rm_demo, smoke_cpu)",
         ),
         ("steps=many", "steps='many' (str): needs an integer > 0"),
         ("steps=2.5", "steps=2.5 (float): needs an integer > 0"),
@@ -135,7 +136,8 @@ def test_an_unset_variable_is_named():
 
 
 def test_a_map_is_laid_over_the_rest():
-    assert compose(["rewards.weights={length: 2}"]).rewards.weights == {"length": 2.0, "writing": 0.0, "format": 1.0}
+    weights = {"length": 2.0, "writing": 0.0, "format": 1.0, "judge": 0.0, "function": 0.0}
+    assert compose(["rewards.weights={length: 2}"]).rewards.weights == weights
 
 
 def test_paths_become_absolute(tmp_path: Path):
@@ -157,7 +159,7 @@ def test_a_config_folder_of_ones_own(tmp_path: Path):
     (mine / "run").mkdir(parents=True)
     (mine / "run" / "tiny.yaml").write_text("# @package _global_\ndefaults: [smoke_cpu, _self_]\nsteps: 7\n")
     assert compose(["--config-dir", str(mine), "run=tiny"]).steps == 7
-    assert choices([mine])["run"] == ["demo_cpu", "paper_32b", "smoke_cpu", "tiny"]
+    assert choices([mine])["run"] == [*choices()["run"], "tiny"]
     (mine / "run" / "wrong.yaml").write_text("# @package _global_\ndefaults: [smoke_cpu, _self_]\nstepz: 7\n")
     assert error_of(f"--config-dir={mine}", "run=wrong") == "unknown key 'stepz': did you mean 'steps'?"
     (mine / "run" / "broken.yaml").write_text("steps: [\n")

@@ -83,19 +83,27 @@ def test_too_few_gpus_are_said():
     assert "one bundle of 8 GPUs is more than a node's 2: does not fit" in narrow
 
 
-def test_demo_numbers(smol_model_dir: Path):
-    config = compose(["run=demo_cpu", f"model.path={smol_model_dir}"])
+def test_demo_numbers(smol_model_dir: Path, tiny_classifier_dir: Path):
+    config = compose(["run=demo_cpu", f"model.path={smol_model_dir}", f"rewards.writing.path={tiny_classifier_dir}"])
     shape = shape_of("model.path", str(smol_model_dir))
     assert layer_activation_elements(shape) == 13_440  # 10*576 + 2*576 + 2*192 + 4*1536
     engine, learner = rollout_estimate(config, shape), learner_estimate(config, shape)
     assert "23,040 B" in engine.notes[0]  # 2 * 30 layers * 192 * 2 B
     assert {t.name: t.num_bytes for t in learner.terms}["Adam moments"] == 134_515_008 * 8
     assert "4 groups_per_step x 8 group_size = 32 samples a step" in plan_text(config)
-    assert "rewards   none" in plan_text(config)
+    assert "rewards     1 x {CPU: 0.2} = 0.2 CPUs" in plan_text(config)
+    unscored = [
+        "run=demo_cpu",
+        f"model.path={smol_model_dir}",
+        "rewards.writing.path=null",
+        "rewards.weights.writing=0",
+    ]
+    assert "rewards   none" in plan_text(compose(unscored))
 
 
-def test_a_cache_too_small_for_one_sequence_is_said(smol_model_dir: Path):
-    config = compose(["run=demo_cpu", f"model.path={smol_model_dir}", "actors.kv_cache_mib=8"])
+def test_a_cache_too_small_for_one_sequence_is_said(smol_model_dir: Path, tiny_classifier_dir: Path):
+    paths = [f"model.path={smol_model_dir}", f"rewards.writing.path={tiny_classifier_dir}"]
+    config = compose(["run=demo_cpu", *paths, "actors.kv_cache_mib=8"])
     assert "it holds not even one sequence of full length: the engine will not start" in plan_text(config)
 
 

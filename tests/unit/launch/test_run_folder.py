@@ -101,7 +101,10 @@ def test_sample_lines(make_config, make_sample):
         "finish_reason": "stop",
         "attempt": 1,
     }
-    assert second["rewards"] == {"length": 0.5, "writing": {"failure": "timed out", "blame": "infrastructure"}}
+    assert second["rewards"] == {
+        "length": 0.5,
+        "writing": {"failure": "timed out", "blame": "infrastructure", "action": "drop_group"},
+    }
     assert third["advantage"] is None
     assert third["completion"] == "写一篇\u2028短文"
     with pytest.raises(ValueError, match="1 samples, 2 advantages"):

@@ -129,7 +129,8 @@ def test_the_rate_warms_up_linearly_and_skipped_steps_do_not_count(make_trainer:
     bad = rows(batch((5, 9), advantage=float("nan")))
     rates = [trainer.train([bad if i == 2 else rows(batch((3, 4)))]).metrics["train/lr"] for i in range(7)]
     assert rates == pytest.approx([0.01, 0.02, 0.03, 0.03, 0.04, 0.04, 0.04])
-    assert trainer.backend.optimizer.param_groups[0]["lr"] == pytest.approx(0.04)
+    backend: Any = trainer.backend
+    assert backend.optimizer.param_groups[0]["lr"] == pytest.approx(0.04)
 
 
 def test_the_gradient_is_clipped_and_its_norm_reported_before(make_trainer: Callable[..., Trainer]) -> None:

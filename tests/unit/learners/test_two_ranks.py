@@ -1,7 +1,5 @@
 """Two ranks over gloo are one learner: the same loss, gradient, weights and export as one rank."""
 
-import multiprocessing
-import time
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +7,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.multiprocessing.spawn import start_processes
 from transformers import AutoModelForCausalLM
 
-from tests.learner_parts import free_address, train_stage_export
-
-TIMEOUT_S = 150.0
+from tests.learner_parts import free_address, run_ranks, train_stage_export
 
 
 @pytest.fixture(scope="module")
@@ -27,25 +22,10 @@ def seen(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         if world_size == 1:
             train_stage_export(0, *arguments)
         else:
-            run_ranks(world_size, arguments)
+            run_ranks(train_stage_export, world_size, arguments)
         out[f"of_{world_size}"] = [torch.load(folder / f"rank_{r}.pt", weights_only=False) for r in range(world_size)]
         out["export"] = folder / "export"
     return out
-
-
-def run_ranks(world_size: int, arguments: tuple[int, str, str, str]) -> None:
-    """Run every rank in a process of its own; an error of one ends the others and is raised."""
-    # The ranks are forked from one clean process that has imported what takes long.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(
-        ["torch", "transformers.models.llama.modeling_llama"]
-    )
-    ranks: Any = start_processes(train_stage_export, arguments, world_size, join=False, start_method="forkserver")
-    end = time.monotonic() + TIMEOUT_S
-    while not ranks.join(timeout=1.0):  # returns when one has ended
-        if time.monotonic() > end:
-            for process in ranks.processes:
-                process.kill()
-            pytest.fail(f"{world_size} ranks did not end in {TIMEOUT_S:g} s")
 
 
 @pytest.mark.parametrize("step", [0, 1])

@@ -37,11 +37,16 @@ def test_the_sum_is_normalised_where_the_sum_is_asked_for() -> None:
     np.testing.assert_allclose(group_advantages(THREE, EQUAL, "normalise_sum"), expected, atol=1e-12)
 
 
-def test_an_abstaining_sample_gets_nothing_from_that_reward() -> None:
-    # length of the three present: mean 2, std sqrt(8/3) = 1.632993: -2, 0, 2 over it; the abstaining one 0.
+def test_an_abstaining_sample_is_averaged_over_the_rewards_it_has() -> None:
+    # length of the three present: mean 2, std sqrt(8/3) = 1.632993: -2, 0, 2 over it; the last one has format alone.
     rewards = {"length": np.array([0.0, 2.0, 4.0, NAN]), "format": np.array([0.0, 0.0, 1.0, 1.0])}
-    expected = [(-1.224744871 - 1) / 2, (0.0 - 1) / 2, (1.224744871 + 1) / 2, (0.0 + 1) / 2]
+    expected = [(-1.224744871 - 1) / 2, (0.0 - 1) / 2, (1.224744871 + 1) / 2, 1.0]
     np.testing.assert_allclose(group_advantages(rewards, {"length": 1.0, "format": 1.0}), expected, atol=1e-9)
+
+
+def test_a_sample_without_any_reward_is_neither_better_nor_worse() -> None:
+    rewards = {"length": np.array([0.0, 1.0, NAN])}
+    np.testing.assert_allclose(group_advantages(rewards, {"length": 1.0}), [-1.0, 1.0, 0.0], atol=1e-12)
 
 
 def test_in_a_sum_an_abstaining_sample_takes_the_mean() -> None:

@@ -14,7 +14,7 @@ from lwz_ray.sources import local_file
 
 
 def source(path: Path | str, **values: object) -> DataConfig:
-    columns = {"prompt": "prompt", "length_range": "length_range", "language": "language", "id": "id"}
+    columns = {name: name for name in ("prompt", "length_range", "language", "id", "reference")}
     columns |= values.pop("columns", {})  # type: ignore[arg-type]
     given = {
         "path": str(path),
@@ -71,6 +71,32 @@ def test_columns_become_prompts(tmp_path: Path):
         "range_from_request": 1,
         "without_range": 0,
     }
+
+
+def test_a_reference_comes_along(tmp_path: Path):
+    file = write(
+        tmp_path,
+        {"prompt": "A story", "length_range": [100, 200], "reference": "It was night."},
+        {"prompt": "A letter of about 800 words", "reference": "Dear Sir"},
+        {"prompt": "A poem", "length_range": [10, 20], "reference": None},
+        {"prompt": "A report", "length_range": [10, 20]},
+    )
+    assert [p.reference for p in load(source(file)).prompts] == ["It was night.", "Dear Sir", None, None]
+    assert [p.reference for p in load(source(file, columns={"reference": None})).prompts] == [None] * 4
+    renamed = write(tmp_path, {"prompt": "A story", "length_range": [1, 2], "baseline": "Once."})
+    assert [p.reference for p in load(source(renamed, columns={"reference": "baseline"})).prompts] == ["Once."]
+    missing = error_of(source(renamed, columns={"reference": "answer"}))
+    assert "data.columns.reference='answer': no row" in missing
+
+
+@pytest.mark.parametrize("bad", ["", " \n", 7, ["It was night."]])
+def test_a_reference_is_text(tmp_path: Path, bad: object):
+    file = write(tmp_path, {"prompt": "A story", "length_range": [1, 2], "reference": bad})
+    assert "line 1: reference=" in (said := error_of(source(file)))
+    assert "a reference needs text, or null where there is none" in said
+    file = write(tmp_path, {"prompt": "A", "length_range": [1, 2], "reference": bad}, {"prompt": "B"})
+    counts = load(source(file, on_bad_row="skip"), "abstain").counts
+    assert (counts["kept"], counts["bad_rows"]) == (1, 1)
 
 
 def test_every_row_left_out_is_counted(tmp_path: Path):

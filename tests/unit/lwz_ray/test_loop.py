@@ -1,6 +1,7 @@
 """The whole loop in one process, in milliseconds: staleness, accounting, failures, stopping, resuming, learning."""
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors.streams import CompletionStream
 from actors.tiny_engine import TinyEngine
 from lwz_ray.errors import InfrastructureError
-from lwz_ray.records import Completion
+from lwz_ray.records import Sample
 from tests.loop_parts import FailingScorer, SlowRollouts, System, make_config, make_system
 
 
@@ -177,12 +179,19 @@ async def test_a_resumed_asynchronous_run_trains_every_group_once(tmp_path: Path
 class BrokenEngine(TinyEngine):
     """Fails at the sixth request."""
 
-    async def generate(
-        self, prompt_token_ids: Sequence[int], num_samples: int, seed: int, request_id: str
-    ) -> list[Completion]:
+    async def stream(
+        self,
+        prompt_token_ids: Sequence[int],
+        num_samples: int,
+        seed: int,
+        request_id: str,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+    ) -> CompletionStream:
         if request_id == "r6":
             raise RuntimeError("the engine lost its memory")
-        return await super().generate(prompt_token_ids, num_samples, seed, request_id)
+        async for item in super().stream(prompt_token_ids, num_samples, seed, request_id, temperature, max_tokens):
+            yield item
 
 
 @pytest.mark.parametrize("max_staleness", [0, 2])
@@ -210,3 +219,24 @@ async def test_it_learns(tmp_path: Path, max_staleness: int) -> None:
     # An answer of one to three words that is closed: seen to rise from about 0.55 to 0.95 and above.
     assert np.mean(rewards[:4]) < 0.7
     assert np.mean(rewards[-4:]) > 0.9
+
+
+async def test_looping_rollouts_end_early_and_are_trained(tmp_path: Path) -> None:
+    """Two equal tokens in a row count as a loop here."""
+    rule = {
+        "enabled": True, "max_pattern_tokens": 1, "min_repeats": 2, "min_looping_tokens": 2, "check_every_tokens": 1,
+    }  # fmt: skip
+    changes = {"sampling": {"max_tokens": 30, "temperature": 0.9}}
+    config = make_config(tmp_path, steps=2, actors={"request_timeout_s": 5.0, "repetition_stop": rule}, **changes)
+    system = await make_system(config)
+    samples: list[Sample] = []
+    system.records.on_samples = samples.extend
+    await system.run()
+    assert len(samples) == 16
+    looping = [s.completion for s in samples if s.completion.finish_reason == "repetition"]
+    assert looping
+    for completion in (s.completion for s in samples):
+        repeats = [a == b for a, b in itertools.pairwise(completion.token_ids.tolist())]
+        assert not any(repeats[:-1])
+        assert repeats[-1:] == [True] or completion.finish_reason != "repetition"
+    assert max(c.num_tokens for c in looping) < 30

@@ -8,7 +8,7 @@ import pytest
 from lwz_ray.errors import RewardFailure
 from lwz_ray.grouping import MadeGroup
 from lwz_ray.records import Completion, FinishReason, Group, ParsedText, Prompt, Sample, VersionSpan
-from lwz_ray.step_metrics import group_metrics
+from lwz_ray.step_metrics import group_metrics, length_bucket
 
 FAILED = RewardFailure("writing", "replica 1 died", "infrastructure")
 
@@ -38,13 +38,18 @@ def groups() -> list[MadeGroup]:
 
 
 def test_every_number(groups: list[MadeGroup]) -> None:
-    metrics = group_metrics(groups, {"length": 3.0, "writing": 0.0, "format": 1.0})
+    metrics = group_metrics(groups, {"length": 3.0, "writing": 0.0, "format": 1.0}, 20)
     assert metrics == pytest.approx(
         {
             "rollout/mean_words": 5.0,
             "rollout/tokens": 36.0,
             "rollout/truncated": 0.25,
+            "rollout/looped": 0.0,
+            "rollout/tokens_saved": 0.0,
             "rollout/well_formed": 0.75,
+            "length/upto_100_samples": 2.0,
+            "length/upto_100_in_range": 0.5,
+            "length/upto_100_reward": 0.75,
             "rollout/repetition": 0.25,  # of the two that were measured
             "rollout/in_range": 0.5,  # of the two with a range: 4 lies in it, 2 does not
             "staleness/mean": 0.5,
@@ -62,11 +67,38 @@ def test_every_number(groups: list[MadeGroup]) -> None:
             "rewards/format_no_spread": 0.5,
             "rewards/total": 0.75,  # (3 * 0.75 + 1 * 0.75) / 4
             "rewards/failures": 1.0,
+            "rewards/abstained": 0.0,
         }
     )
 
 
 def test_a_reward_nobody_got_is_absent_not_zero(groups: list[MadeGroup]) -> None:
-    metrics = group_metrics(groups[1:], {"length": 1.0, "format": 1.0})
+    metrics = group_metrics(groups[1:], {"length": 1.0, "format": 1.0}, 20)
     assert "rewards/length" not in metrics and "rollout/in_range" not in metrics
     assert metrics["rewards/total"] == 0.5
+
+
+def test_a_looping_sample_is_counted_with_what_it_saved() -> None:
+    prompt = Prompt("a", "Write.", "en", (900, 1100), 0)
+    rows = (
+        sample(prompt, 4, 10, "repetition", {"length": 0.0}),
+        sample(prompt, 1000, 20, "stop", {"length": 1.0}),
+    )
+    metrics = group_metrics([MadeGroup(Group(0, prompt, rows), 1.0, 1.0)], {"length": 1.0}, 64)
+    assert metrics["rollout/looped"] == 0.5 and metrics["rollout/tokens_saved"] == 54.0
+    assert metrics["length/upto_2000_reward"] == 0.5 and metrics["length/upto_2000_in_range"] == 0.5
+
+
+def test_a_failure_that_abstains_is_counted_apart() -> None:
+    prompt = Prompt("a", "Write.", "en", (1, 3), 0)
+    away = RewardFailure("writing", "no answer", "infrastructure", "abstain")
+    rows = (sample(prompt, 2, 4, "stop", {"writing": away}), sample(prompt, 2, 4, "stop", {"writing": FAILED}))
+    metrics = group_metrics([MadeGroup(Group(0, prompt, rows), 1.0, 1.0)], {"writing": 1.0}, 8)
+    assert metrics["rewards/failures"] == 2.0 and metrics["rewards/abstained"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("high", "name"), [(75, "upto_100"), (100, "upto_100"), (101, "upto_250"), (9000, "above_8000")]
+)
+def test_buckets_go_by_the_upper_end(high: int, name: str) -> None:
+    assert length_bucket(high) == name

@@ -2,12 +2,13 @@
 
 import pytest
 
+from launch.compose import compose
 from lwz_ray.config import FormatRewardConfig
 from lwz_ray.records import ParsedText
 from rewards.format import format_reward, repetition_penalty
 
-STRICT = FormatRewardConfig(partial_credit=False, repetition_ngram=4, repetition_free=0.2)
-GRADED = FormatRewardConfig(partial_credit=True, repetition_ngram=4, repetition_free=0.2)
+STRICT = compose([]).rewards.format.model_copy(update={"partial_credit": False, "repetition_free": 0.2})
+GRADED = STRICT.model_copy(update={"partial_credit": True})
 GOOD = ParsedText("P", "A", True, 1.0)
 UNCLOSED = ParsedText("P", "A", False, 0.75)
 

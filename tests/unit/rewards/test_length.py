@@ -45,3 +45,9 @@ def test_l_max_is_the_factor_times_the_upper_end_and_at_least_one_more(
 def test_impossible_numbers_are_refused(num_words: int, low: int, high: int, l_max: float) -> None:
     with pytest.raises(ValueError, match="length_reward"):
         length_reward(num_words, low, high, l_max)
+
+
+def test_l_max_is_a_factor_under_a_cap_and_never_below_the_range() -> None:
+    assert l_max_for(1000, 2.0) == 2000.0
+    assert l_max_for(1000, 2.0, cap=1500) == 1500.0
+    assert l_max_for(1000, 2.0, cap=900) == 1001.0  # the cap never makes the range itself too long

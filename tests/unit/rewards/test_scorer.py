@@ -1,4 +1,4 @@
-"""RewardSet over a real, small reward model: rewards, abstention, and failures as values."""
+"""RewardSet: rewards and measures, streaming of samples, comparison of groups, abstention, and failures as values."""
 
 import asyncio
 from collections.abc import Sequence
@@ -7,145 +7,172 @@ from typing import Any
 import numpy as np
 import pytest
 
+from launch.compose import compose
 from lwz_ray.config import RewardsConfig
 from lwz_ray.errors import InfrastructureError, RewardFailure
-from lwz_ray.records import Completion, Prompt, Sample, VersionSpan
+from lwz_ray.records import Completion, FinishReason, Prompt, Sample, VersionSpan
 from lwz_ray.templates import parse_completion
+from rewards.components import Scope
+from rewards.pairs import ClassifierScores
+from rewards.pool import RewardPool
 from rewards.scorer import RewardSet
 
 
 def rewards_config(**changes: Any) -> RewardsConfig:
-    plain: dict[str, Any] = {
-        "replicas": 1,
-        "num_cpus": 1.0,
-        "num_gpus": 0.0,
-        "threads": 1,
-        "weights": {"length": 1.0, "writing": 0.0, "format": 1.0},
-        "length": {"l_max_factor": 2.0, "on_missing_range": "error"},
-        "format": {"partial_credit": False, "repetition_ngram": 3, "repetition_free": 0.0},
-        "writing": {
-            "path": "reward-model",
-            "engine": "transformers",
-            "max_length_tokens": 64,
-            "batch_size": 4,
-            "dtype": "float32",
-            "kv_cache_mib": 64,
-            "memory_utilization": 0.1,
-        },
-        "start_timeout_s": 60.0,
-        "request_timeout_s": 5.0,
-    }
-    return RewardsConfig(**plain | changes)
+    tree = compose([]).rewards.model_dump()
+    tree["format"] |= {"repetition_ngram": 3, "repetition_free": 0.0, "semantic": "none"}
+    tree["length"] |= {"l_max_factor": 2.0, "on_missing_range": "error"}
+    tree |= {"retry_wait_s": 0.001}
+    for key, value in changes.items():
+        tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
+    return RewardsConfig.model_validate(tree)
 
 
 def prompt(length_range: tuple[int, int] | None = (4, 6)) -> Prompt:
     return Prompt("p7", "Write about tea.", "en", length_range, 7)
 
 
-def sample(text: str, index: int = 0) -> Sample:
-    tokens = Completion(text, np.zeros(1, np.int32), np.zeros(1, np.float32), "stop", (VersionSpan(0, 1, 0),))
+def sample(text: str, index: int = 0, finish: FinishReason = "stop") -> Sample:
+    tokens = Completion(text, np.zeros(1, np.int32), np.zeros(1, np.float32), finish, (VersionSpan(0, 1, 0),))
     return Sample(3, index, prompt(), np.zeros(2, np.int32), tokens, parse_completion(text, "direct"), 0)
 
 
-class LengthLover:
-    """A reward model that likes characters and reads the request."""
-
-    async def score_texts(self, prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
-        return [len(t) / 10 - len(p) for p, t in zip(prompts, texts, strict=True)]
-
-
-class Answering:
-    """A reward model that gives one fixed answer, or raises it."""
-
-    def __init__(self, answer: list[float] | Exception) -> None:
-        self.answer = answer
-
-    async def score_texts(self, prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
+async def score(rewards: RewardSet, prompt: Prompt, samples: Sequence[Sample]) -> list[Sample]:
+    scoring = rewards.open(prompt, len(samples))
+    for s in samples:
+        scoring.add(s)
+    return await asyncio.wait_for(scoring.finish(), 20)
 
 
-class Asleep:
-    async def score_texts(self, prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
-        await asyncio.sleep(60)
-        return [0.0] * len(texts)
+def pool(*values: float | Exception) -> RewardPool:
+    """Return a pool of one replica that likes characters, or answers with what is given, again and again."""
+
+    async def replica(prompts: Sequence[str], texts: Sequence[str]) -> ClassifierScores:
+        if values and isinstance(values[0], Exception):
+            raise values[0]
+        found = [values[0] if values else len(t) / 10 - len(p) for p, t in zip(prompts, texts, strict=True)]
+        return ClassifierScores(tuple(found), (1.0,) * len(texts), 0)
+
+    return RewardPool([replica], 4, 5.0)
+
+
+class Ranking:
+    """A scorer of whole groups: the rank of each answer by its number of characters."""
+
+    scope: Scope = "group"
+
+    def __init__(self) -> None:
+        self.seen: list[list[str]] = []
+
+    async def score(self, prompt: Prompt, answers: Sequence[str]) -> list[float | RewardFailure]:
+        self.seen.append(list(answers))
+        return [float(sorted(map(len, answers)).index(len(a))) for a in answers]
+
+
+class Echo:
+    """A scorer of single answers that notes when it was asked."""
+
+    scope: Scope = "sample"
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def score(self, prompt: Prompt, answers: Sequence[str]) -> list[float | RewardFailure]:
+        self.asked += answers
+        return [float(len(a)) for a in answers]
 
 
 async def test_rewards_and_measures_of_each_sample() -> None:
     texts = ["<answer>Tea is a leaf.</answer>", "<answer>go go go go go go go go</answer>", "<answer>Tea", "no tags"]
     samples = [sample(t, i) for i, t in enumerate(texts)]
-    scored = await RewardSet(rewards_config()).score(prompt(), samples)
+    scored = await score(RewardSet(rewards_config()), prompt(), samples)
     assert [s.sample_index for s in scored] == [0, 1, 2, 3]
-    assert [s.num_words for s in scored] == [4, 8, 1, 0]
     # 8 of 4 to 6 words with L_max 12: (12 - 8) / (12 - 6); 1 / 4; none.
     assert [s.rewards["length"] for s in scored] == pytest.approx([1.0, 4 / 6, 1 / 4, 0.0])
     # "go" 8 times holds six 3-grams, one of them new: penalty 5/6.
     assert [s.rewards["format"] for s in scored] == pytest.approx([1.0, 1 / 6, 0.0, 0.0])
-    assert scored[1].measures == pytest.approx(
-        {"repetition": 5 / 6, "distinct_2": 1 / 7, "num_words": 8.0, "well_formed": 1.0, "segments_found": 1.0}
-    )
-    assert scored[2].measures["segments_found"] == 0.5
+    assert scored[1].measures["repetition"] == pytest.approx(5 / 6)
+    assert scored[1].measures["distinct_2"] == pytest.approx(1 / 7)
+    assert (scored[1].measures["num_words"], scored[2].measures["segments_found"]) == (8.0, 0.5)
     assert all("writing" not in s.rewards for s in scored)
     assert samples[0].rewards == {}
 
 
 async def test_chinese_answers_count_characters() -> None:
-    scored = await RewardSet(rewards_config()).score(prompt(), [sample("<answer>茶是叶子。</answer>")])
-    assert (scored[0].num_words, scored[0].rewards["length"]) == (4, 1.0)
+    scored = await score(RewardSet(rewards_config()), prompt(), [sample("<answer>茶是叶子。</answer>")])
+    assert (scored[0].measures["num_words"], scored[0].rewards["length"]) == (4.0, 1.0)
+
+
+async def test_a_sample_that_looped_is_degenerate() -> None:
+    scored = await score(
+        RewardSet(rewards_config()), prompt(), [sample("<answer>Tea is a leaf.</answer>", 0, "repetition")]
+    )
+    assert scored[0].rewards == {"length": 0.0, "format": 0.0}
+    free = rewards_config(length={"on_missing_range": "abstain"})
+    scored = await score(RewardSet(free), prompt(None), [sample("<answer>Tea.</answer>", 0, "repetition")])
+    assert scored[0].rewards == {"format": 0.0}  # no range: length has nothing to say of it either
 
 
 async def test_the_writing_model_sees_the_request_and_the_answer_alone_empty_where_there_is_none() -> None:
-    scored = await RewardSet(rewards_config(), LengthLover()).score(
-        prompt(), [sample("<answer>0123456789</answer>"), sample("0123456789")]
-    )
+    texts = ["<answer>0123456789</answer>", "0123456789"]
+    scored = await score(RewardSet(rewards_config(), pool()), prompt(), [sample(t, i) for i, t in enumerate(texts)])
     assert [s.rewards["writing"] for s in scored] == pytest.approx([1.0 - 16, 0.0 - 16])
+    assert [s.measures["writing_coverage"] for s in scored] == [1.0, 1.0]
+
+
+async def test_scoring_starts_with_each_sample_and_comparing_with_the_last() -> None:
+    echo, ranking = Echo(), Ranking()
+    scoring = RewardSet(rewards_config(), judge=ranking, function=echo).open(prompt(), 2)
+    scoring.add(sample("<answer>longer</answer>", 1))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert echo.asked == ["longer"] and ranking.seen == []
+    scoring.add(sample("<answer>tea</answer>", 0))
+    scored = await scoring.finish()
+    assert ranking.seen == [["tea", "longer"]]  # by sample index, however they came in
+    assert [s.rewards["judge"] for s in scored] == [0.0, 1.0]
+    assert [s.rewards["function"] for s in scored] == [3.0, 6.0]
 
 
 async def test_without_a_range_length_abstains() -> None:
-    config = rewards_config(length={"l_max_factor": 2.0, "on_missing_range": "abstain"})
-    scored = await RewardSet(config).score(prompt(None), [sample("<answer>Tea.</answer>")])
+    config = rewards_config(length={"on_missing_range": "abstain"})
+    scored = await score(RewardSet(config), prompt(None), [sample("<answer>Tea.</answer>")])
     assert scored[0].rewards == {"format": 1.0}
 
 
 async def test_without_a_range_that_had_to_be_there_length_fails() -> None:
-    scored = await RewardSet(rewards_config()).score(prompt(None), [sample("<answer>Tea.</answer>")])
-    assert scored[0].rewards["length"] == RewardFailure("length", "prompt p7 has no length range", "data")
+    scored = await score(RewardSet(rewards_config()), prompt(None), [sample("<answer>Tea.</answer>")])
+    failure = RewardFailure("length", "prompt p7 has no length range", "data", "drop_group")
+    assert scored[0].rewards["length"] == failure
 
 
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        (InfrastructureError("replica 1 died"), "replica 1 died"),
-        ([1.0], "the reward model gave 1 scores for 2 answers"),
-    ],
-)
-async def test_a_failed_request_is_a_failure_of_every_sample(answer: list[float] | Exception, reason: str) -> None:
-    samples = [sample("<answer>Tea.</answer>"), sample("<answer>Leaf.</answer>")]
-    scored = await RewardSet(rewards_config(), Answering(answer)).score(prompt(), samples)
-    assert [s.rewards["writing"] for s in scored] == [RewardFailure("writing", reason, "infrastructure")] * 2
-    assert [s.rewards["format"] for s in scored] == [1.0, 1.0]
+async def test_a_failed_reward_model_leaves_the_other_rewards() -> None:
+    config = rewards_config(on_failure={"writing": "abstain"})
+    scored = await score(
+        RewardSet(config, pool(InfrastructureError("the engine died"))), prompt(), [sample("<answer>Tea.</answer>")]
+    )
+    failure = scored[0].rewards["writing"]
+    assert isinstance(failure, RewardFailure) and failure.action == "abstain" and "the engine died" in failure.reason
+    assert scored[0].rewards["format"] == 1.0
 
 
-async def test_a_late_reward_model_is_a_failure_that_names_the_wait() -> None:
-    config = rewards_config(request_timeout_s=0.05)
-    scored = await RewardSet(config, Asleep()).score(prompt(), [sample("<answer>Tea.</answer>")])
-    reason = "waited 0.05 s for the writing reward of 1 answers to prompt p7 and gave up"
-    assert scored[0].rewards["writing"] == RewardFailure("writing", reason, "infrastructure")
+async def test_a_score_that_is_no_number_is_a_failure() -> None:
+    scored = await score(RewardSet(rewards_config(), pool(float("nan"))), prompt(), [sample("<answer>Tea.</answer>")])
+    failure = scored[0].rewards["writing"]
+    assert isinstance(failure, RewardFailure) and failure.reason == "the reward model's score is nan"
 
 
-async def test_a_score_that_is_no_number_fails_alone() -> None:
-    samples = [sample("<answer>Tea.</answer>"), sample("<answer>Leaf.</answer>")]
-    scored = await RewardSet(rewards_config(), Answering([2.0, float("nan")])).score(prompt(), samples)
-    assert scored[0].rewards["writing"] == 2.0
-    assert scored[1].rewards["writing"] == RewardFailure("writing", "the reward model's score is nan", "infrastructure")
+async def test_a_group_must_be_whole() -> None:
+    scoring = RewardSet(rewards_config()).open(prompt(), 2)
+    scoring.add(sample("x"))
+    with pytest.raises(ValueError, match="1 of 2 samples were added"):
+        await scoring.finish()
+    scoring.add(sample("y", 1))
+    with pytest.raises(ValueError, match="more than 2 samples"):
+        scoring.add(sample("z", 2))
+    scoring.cancel()
 
 
-async def test_a_programming_error_is_not_hidden() -> None:
-    with pytest.raises(KeyError, match="oops"):
-        await RewardSet(rewards_config(), Answering(KeyError("oops"))).score(prompt(), [sample("x")])
-
-
-def test_a_weight_without_a_model_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"rewards\.weights\.writing=1 needs a reward model"):
-        RewardSet(rewards_config(weights={"writing": 1.0}))
+def test_a_weight_without_a_scorer_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"rewards\.weights\.writing is above 0, but nothing was given"):
+        RewardSet(rewards_config(weights={"writing": 1.0}, writing={"path": "somewhere"}))

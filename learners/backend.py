@@ -1,0 +1,55 @@
+"""What a backend offers to the trainer; `learners.fsdp` and `learners.deepspeed` implement it."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+
+
+class Backend(Protocol):
+    """One rank's shard of a model and its optimizer. Every rank makes the same calls in the same order."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    model: Any
+    """Called by the objective; parameters carry Hugging Face names behind `lm.`."""
+
+    @property
+    def is_sender(self) -> bool:
+        """Rank 0 speaks for the group."""
+        ...
+
+    def accumulate(self, loss: torch.Tensor, last: bool) -> None:
+        """Run backward on a share of a global sum; gradients are summed over ranks by the `last` one of a batch."""
+        ...
+
+    def clip_gradients(self, max_norm: float) -> float:
+        """Clip by the global norm; return the norm before clipping."""
+        ...
+
+    def apply(self, lr: float) -> None:
+        """Take the optimizer step and clear the gradients."""
+        ...
+
+    def discard(self) -> None:
+        """Drop the gradients of a skipped step."""
+        ...
+
+    def sum_over_ranks(self, values: list[float]) -> list[float]:
+        """Return the element-wise sums, equal on every rank."""
+        ...
+
+    def stream_weights(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (Hugging Face name, whole tensor), a collective each."""
+        ...
+
+    def weight_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Return (Hugging Face name, whole shape) in the order of `stream_weights`, without a transfer."""
+        ...
+
+    def save(self, folder: str) -> None: ...
+
+    def load(self, folder: str) -> None: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,33 @@
+"""What an objective offers to the trainer, and the choice between them."""
+
+from typing import Any, Protocol
+
+import torch
+
+from learners.policy_objective import PolicyObjective
+from learners.preference_objective import PreferenceObjective
+from learners.settings import LearnerSettings
+
+
+class Objective(Protocol):
+    """Turns one packed microbatch into a share of a global loss."""
+
+    @property
+    def sum_keys(self) -> tuple[str, ...]:
+        """Names of the sums that `loss` returns; `loss` and `tokens`, the trained ones, are among them."""
+        ...
+
+    def loss(self, model: Any, batch: Any, device: torch.device) -> tuple[torch.Tensor, list[float]]:
+        """Return a scalar with gradient, whose sum over microbatches and ranks is the loss, and sums to report."""
+        ...
+
+    def metrics(self, totals: dict[str, float], optimizer_steps: int) -> dict[str, float]:
+        """Return `train/what` of the sums over all ranks and all steps that were taken."""
+        ...
+
+
+def build_objective(settings: LearnerSettings) -> Objective:
+    """Return the objective that fits the network of `learners.models.build_model`."""
+    if settings.objective == "preference":
+        return PreferenceObjective(settings.center_coefficient)
+    return PolicyObjective(settings.clip_epsilon, settings.temperature)

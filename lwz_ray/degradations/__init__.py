@@ -1,0 +1,1 @@
+"""Ways to spoil a good text; each is deterministic by the random stream it is given."""
