@@ -17,7 +17,7 @@ export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export VLLM_NO_USAGE_STATS := 1
 
-.PHONY: help setup setup-dev demo smoke test-local lint bench clean
+.PHONY: help setup setup-dev demo smoke test-local lint bench bench-scoring clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ bench: ## our step, synchronous and asynchronous, against TRL's GRPOTrainer on t
 	@launch/setup_env.sh --bench
 	@$(PY) -m launch.setup_models --out models
 	$(PY) -m benchmarks.compare $(ARGS)
+
+bench-scoring: setup ## texts a second that the reward pool scores, against a plain transformers loop
+	$(PY) -m benchmarks.scoring $(ARGS)
 
 clean: ## remove environments, local models and caches; runs stay
 	rm -rf .venv .venv-cuda models build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,6 +1,5 @@
 """What the scoring bench scores, with what model, and the loop that it is compared with."""
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,8 +80,3 @@ class PlainLoop:
             with torch.no_grad():
                 values += self._model(**batch).logits[:, 0].float().tolist()
         return values
-
-
-def to_line(name: str, seconds: float, num: int) -> str:
-    """Return one JSON line, by which a child tells its parent what it measured."""
-    return json.dumps({"system": name, "seconds": seconds, "texts": num})

@@ -50,8 +50,8 @@ def _pairs(config: Config) -> list[str]:
     aside = None if wanted.eval_path is None else load_pairs(wanted, wanted.eval_path, wanted.eval_split)
     train, held_out = split_pairs(wanted, config.seed, found, aside)
     epochs = wanted.pairs_per_step * config.steps / len(train)
-    sources, aside_sources = len({p.source for p in train}), len({p.source for p in held_out})
+    sources, new = len({p.source for p in train}), len({p.source for p in held_out})
     return [
-        f"  {len(train):,} training pairs of {sources:,} sources, {len(held_out):,} held-out pairs of {aside_sources:,} "
+        f"  {len(train):,} training pairs of {sources:,} sources, {len(held_out):,} held-out pairs of {new:,} "
         f"sources (those too long included): {epochs:.1f} epochs"
     ]

@@ -49,8 +49,8 @@ class RewardReplicas:
         """Seconds that `scale` takes at most: for resources and then the model, or for the batches in flight."""
         return 2 * self._config.rewards.start_timeout_s + self._config.rewards.request_timeout_s + 60.0
 
-    def create(self, group: PlacementGroup, indices: Sequence[int]) -> None:
-        """Create one actor for each bundle; they load their model while others start."""
+    def create(self, group: PlacementGroup | None, indices: Sequence[int | None]) -> None:
+        """Create one actor for each bundle (None: wherever there is room); they load while others start."""
         self._group = group
         for index in indices:
             self._create(index)

@@ -66,7 +66,11 @@ def check_judge_settings(config: JudgeConfig) -> None:
             f"judge.base_url holds a user name or password for {parts.hostname}: keys belong into the environment "
             "variable that judge.api_key_env names"
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        port_is_good = parts.port is None or parts.port > 0
+    except ValueError:  # no number, or above 65535
+        port_is_good = False
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_good:
         raise UserError(f"judge.base_url={config.base_url}: needs the form http://host:port/v1")
     read_key(config)
 

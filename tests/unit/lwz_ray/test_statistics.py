@@ -1,9 +1,9 @@
-"""The paired bootstrap, with literal numbers."""
+"""The paired bootstrap and the bootstrap over clusters, with literal numbers."""
 
 import numpy as np
 import pytest
 
-from lwz_ray.statistics import Interval, paired_bootstrap
+from lwz_ray.statistics import Interval, bootstrap_ratios, paired_bootstrap, percentile_interval
 
 
 def test_a_constant_difference_has_no_width():
@@ -56,3 +56,33 @@ def test_the_seed_fixes_the_interval():
 def test_refusals(before, after, resamples, message):
     with pytest.raises(ValueError, match=message):
         paired_bootstrap(np.array(before), np.array(after), resamples, 0)
+
+
+def test_clusters_are_drawn_whole():
+    """Two clusters, 3 of 3 right and 0 of 1: draws hold them twice, once each, or not, so the ratio is 1, 3/4 or 0."""
+    draws = bootstrap_ratios(np.array([[3.0], [0.0]]), np.array([[3.0], [1.0]]), 2000, 5)
+    values, counts = np.unique(draws, return_counts=True)
+    assert draws.shape == (2000, 1)
+    assert values.tolist() == [0.0, 0.75, 1.0]
+    assert counts / 2000 == pytest.approx([0.25, 0.5, 0.25], abs=0.04)
+    assert np.array_equal(draws, bootstrap_ratios(np.array([[3.0], [0.0]]), np.array([[3.0], [1.0]]), 2000, 5))
+
+
+def test_columns_keep_their_draw_and_an_empty_one_is_no_number():
+    sums, counts = np.array([[1.0, 1.0], [0.0, 0.0]]), np.array([[1.0, 1.0], [1.0, 0.0]])
+    draws = bootstrap_ratios(sums, counts, 500, 2)
+    # The second column lives in the first cluster alone: NaN exactly where the first column is 0.
+    assert np.array_equal(np.isnan(draws[:, 1]), draws[:, 0] == 0)
+    assert set(draws[~np.isnan(draws[:, 1]), 1]) == {1.0}
+    assert percentile_interval(1.0, draws[:, 1]) == Interval(1.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="no draw holds a number"):
+        percentile_interval(0.5, np.array([np.nan]))
+
+
+@pytest.mark.parametrize(
+    ("sums", "counts", "resamples"),
+    [([[1.0]], [[1.0, 2.0]], 10), ([], [], 10), ([[np.inf]], [[1.0]], 10), ([[1.0]], [[1.0]], 0)],
+)
+def test_a_cluster_bootstrap_refuses(sums: list[list[float]], counts: list[list[float]], resamples: int):
+    with pytest.raises(ValueError, match=r"cluster bootstrap needs|resamples=0"):
+        bootstrap_ratios(np.array(sums), np.array(counts), resamples, 1)

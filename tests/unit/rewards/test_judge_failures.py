@@ -137,6 +137,8 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_sent(monkeypat
     assert KEY not in str(caught.value)
     with pytest.raises(UserError, match=r"judge\.base_url=127\.0\.0\.1:8000: needs the form http://host:port/v1"):
         check_judge_settings(judge_config("127.0.0.1:8000"))
+    with pytest.raises(UserError, match=r"judge\.base_url=http://127\.0\.0\.1:80000/v1: needs the form"):
+        check_judge_settings(judge_config("http://127.0.0.1:80000/v1"))
     with pytest.raises(UserError, match=r"judge\.base_url=null"):
         check_judge_settings(judge_config("http://x/v1").model_copy(update={"base_url": None}))
     with pytest.raises(UserError, match=r"holds a user name or password for example\.org") as caught:

@@ -1,10 +1,19 @@
 """Repetition in both languages, by literal texts."""
 
-import time
+import sys
+from types import FrameType
 
 import pytest
 
-from rewards.repetition import repetition
+from rewards.repetition import (
+    RepetitionScores,
+    repeated_ngrams,
+    repeated_paragraphs,
+    repeated_sentences,
+    repetition,
+    set_aside_refrains,
+    share_of_words,
+)
 
 PROSE = (
     "The lamp had burned all night above the harbour. Nobody in the village could say who had lit it, and nobody had "
@@ -47,13 +56,84 @@ def test_a_near_copy_is_seen_by_its_phrases() -> None:
     assert 0.35 < repetition(f"{PROSE} {copy}", 4) < 0.5
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence", "paragraph"),
+    [
+        ("One two three. Four five.\nOne two three. Four five.", 0.5, 0.5),
+        ("One two three. Four five.\nOne two three, four five!", 0.0, 0.5),  # the same words in one sentence
+        ("One two three. Four five.\nFour five. Six seven eight.", 0.2, 0.0),
+        ("One two. Three four.\n\n  ONE TWO: three four \n", 0.0, 0.5),  # case, punctuation and blanks aside
+        ("下雨了。我们回家。\n下雨了，我们回家！", 0.0, 0.5),
+        ("One two.\n\n\n\nThree four.", 0.0, 0.0),  # empty lines repeat nothing
+        ("Go.\nGo.", 0.0, 0.0),  # fewer than four words
+    ],
+)
+def test_sentences_and_paragraphs(text: str, sentence: float, paragraph: float) -> None:
+    assert repeated_sentences(text, 4) == pytest.approx(sentence)
+    assert repeated_paragraphs(text, 4) == pytest.approx(paragraph)
+
+
+VERSE = "Leave a light on the water\nThe river took the road\nLeave a light on the water\nThe train ran far away"
+
+
+@pytest.mark.parametrize(
+    ("text", "free", "kept", "share"),
+    [
+        (VERSE, 0.5, "Leave a light on the water\nThe river took the road\nThe train ran far away", 6 / 22),
+        (VERSE.replace("water\nThe train", "WATER!\nThe train"), 0.5, VERSE[:50] + "\nThe train ran far away", 6 / 22),
+        (VERSE, 6 / 22, VERSE[:50] + "\nThe train ran far away", 6 / 22),
+        (VERSE, 5 / 22, VERSE, 0.0),  # more than may be set aside
+        (VERSE, 0.0, VERSE, 0.0),
+        ("la la\n" * 4, 0.5, "la la\nla la", 0.5),  # a loop is longer than the allowance
+        (f"{'word ' * 17}\n{'word ' * 17}", 1.0, f"{'word ' * 17}\n{'word ' * 17}", 0.0),  # 17 words: no verse
+        (f"{'word ' * 16}\n{'word ' * 16}", 1.0, "word " * 16, 0.5),
+        ("A b c. A b c.", 1.0, "A b c. A b c.", 0.0),  # not lines of their own
+        ("等风停了就回来，\n我在写信，\n等风停了就回来。", 0.5, "等风停了就回来，\n我在写信，", 7 / 18),
+        ("one\n\n\ntwo", 1.0, "one\n\n\ntwo", 0.0),
+        ("", 1.0, "", 0.0),
+    ],
+)
+def test_refrains_are_set_aside(text: str, free: float, kept: str, share: float) -> None:
+    body, aside = set_aside_refrains(text, free)
+    assert body == kept
+    assert aside == pytest.approx(share)
+
+
+def test_share_of_words_weighs_pieces_by_their_words() -> None:
+    assert share_of_words(["one two three", "four", "好的"], [False, True, True]) == pytest.approx(3 / 6)
+    assert share_of_words(["...", ""], [True, True]) == 0.0
+
+
+def test_the_combined_score_is_the_largest_share() -> None:
+    assert RepetitionScores(0.1, 0.2, 0.3, 0.25, 0.9).combined == 0.3
+    assert RepetitionScores(0.1, 0.2, 0.3, 0.4, 0.9).combined == 0.4
+
+
 def test_an_ngram_of_zero_words_is_refused() -> None:
     with pytest.raises(ValueError, match="ngram=0"):
-        repetition("a b", 0)
+        repeated_ngrams("a b", 0)
 
 
-def test_a_long_text_takes_linear_time() -> None:
-    start = time.perf_counter()
-    repetition("word and other words. " * 20_000, 4)
-    # About 0.3 s; comparing sentences pairwise would take minutes.
-    assert time.perf_counter() - start < 10
+def count_steps(text: str) -> int:
+    """Return how many lines of this project's Python measure a text (the work inside one is C, over one piece)."""
+    steps = 0
+
+    def local(frame: FrameType, event: str, argument: object) -> object:
+        nonlocal steps
+        steps += event == "line"
+        return local
+
+    before = sys.gettrace()
+    sys.settrace(local)
+    try:
+        body, _ = set_aside_refrains(text, 0.3)
+        repetition(body, 4)
+    finally:
+        sys.settrace(before)
+    return steps
+
+
+@pytest.mark.parametrize("sentence", ["Line {} of a text.", "The same line again."])
+def test_a_text_four_times_as_long_takes_four_times_the_steps(sentence: str) -> None:
+    short, long = ("\n".join(sentence.format(i) for i in range(n)) for n in (200, 800))
+    assert 2 < count_steps(long) / count_steps(short) < 4.1
