@@ -48,48 +48,53 @@ def read_examples(path: Path) -> list[Example]:
 
 def make_meters(models: Path) -> dict[str, RepetitionMeter]:
     """Return a meter for each value of `rewards.format.semantic`, all else as in the default config."""
-    return {name: RepetitionMeter(settings(name, models)) for name in METHODS}
+    return {name: RepetitionMeter(settings(models, f"rewards.format.semantic={name}")) for name in METHODS}
 
 
-def settings(semantic: str, models: Path) -> FormatRewardConfig:
-    """Return the default config with another semantic measure."""
-    chosen = compose(
-        [f"rewards.format.semantic={semantic}", f"rewards.format.embedding_path={models}/all-MiniLM-L6-v2"]
-    )
-    return chosen.rewards.format
+def settings(models: Path, *words: str) -> FormatRewardConfig:
+    """Return the default config, the embedding model's folder named, with some values changed."""
+    return compose([f"rewards.format.embedding_path={models}/all-MiniLM-L6-v2", *words]).rewards.format
 
 
-def kinds_table(examples: Sequence[Example], meters: dict[str, RepetitionMeter], free: float) -> Iterator[str]:
-    """Yield a row for each kind and language: mean (lowest to highest) of each measure, and who is penalised."""
+def kinds_table(examples: Sequence[Example], models: Path, meters: dict[str, RepetitionMeter]) -> Iterator[str]:
+    """Yield a row for each kind and language: mean (lowest to highest) of each share, and who is penalised."""
+    default = settings(models)
+    strict = RepetitionMeter(settings(models, "rewards.format.refrain_free=0.0"))
     yield (
-        "| kind | language | texts | 4-grams | sentences | set aside as refrain | passages, minhash "
-        "| passages, embedding | penalty, none | penalty, minhash | penalised | penalty, embedding | penalised |"
+        "| kind | language | texts | set aside | 4-grams | minhash | embedding "
+        "| penalty: none | penalty: minhash | | penalty: embedding | | penalty: minhash, `refrain_free=0` |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    yield "|" + "---|" * 13
     for kind in KINDS:
         for language in ("en", "zh"):
             texts = [e for e in examples if (e.kind, e.language) == (kind, language)]
-            scores = {name: [meter.measure(e.text, e.language) for e in texts] for name, meter in meters.items()}
-            penalties = {name: [repetition_penalty(s.combined, free) for s in found] for name, found in scores.items()}
-            yield " | ".join(
-                [
-                    f"| {kind} | {language} | {len(texts)}",
-                    spread([s.ngram for s in scores["minhash"]]),
-                    spread([s.sentence for s in scores["minhash"]]),
-                    spread([s.refrain for s in scores["minhash"]]),
-                    spread([s.semantic for s in scores["minhash"]]),
-                    spread([s.semantic for s in scores["embedding"]]),
-                    spread(penalties["none"]),
-                    spread(penalties["minhash"]),
-                    positive(penalties["minhash"]),
-                    spread(penalties["embedding"]),
-                    f"{positive(penalties['embedding'])} |",
-                ]
-            )
+            scores = {
+                name: [meter.measure(e.text, e.language) for e in texts]
+                for name, meter in (meters | {"strict": strict}).items()
+            }
+            penalties = {
+                name: [repetition_penalty(s.combined, default.repetition_free) for s in found]
+                for name, found in scores.items()
+            }
+            cells = [
+                spread([s.refrain for s in scores["minhash"]]),
+                spread([s.ngram for s in scores["minhash"]]),
+                spread([s.semantic for s in scores["minhash"]]),
+                spread([s.semantic for s in scores["embedding"]]),
+                spread(penalties["none"]),
+                spread(penalties["minhash"]),
+                positive(penalties["minhash"]),
+                spread(penalties["embedding"]),
+                positive(penalties["embedding"]),
+                spread(penalties["strict"]),
+            ]
+            yield f"| {kind} | {language} | {len(texts)} | {' | '.join(cells)} |"
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return "mean (lowest to highest)"."""
+    """Return "mean (lowest to highest)", or "0" where all round to it."""
+    if max(values) < 0.005:
+        return "0"
     return f"{statistics.fmean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
@@ -149,8 +154,7 @@ def main() -> None:
         for example in examples:
             for name, meter in meters.items():
                 print(example.name, name, meter.measure(example.text, example.language), file=sys.stderr)
-    free = settings("none", words.models).repetition_free
-    print(*kinds_table(examples, meters, free), sep="\n", end="\n\n")
+    print(*kinds_table(examples, words.models, meters), sep="\n", end="\n\n")
     tokenizer = Tokenizer.from_file(str(words.models / "SmolLM2-135M-Instruct" / "tokenizer.json"))
     print(*times_table(long_texts(tokenizer), meters), sep="\n")
 

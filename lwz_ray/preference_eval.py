@@ -135,7 +135,7 @@ def by_length_difference(scores: PairScores, resamples: int, seed: int) -> list[
             continue
         part = accuracies(
             scores.gaps[members],
-            [scores.sources[m] for m in members],
+            [scores.sources[int(m)] for m in members],
             [None] * members.size,
             resamples,
             seed,
@@ -189,7 +189,7 @@ def matched(scores: PairScores, match_words: float, resamples: int, seed: int) -
     members = np.flatnonzero(np.abs(scores.word_shares) <= match_words)
     if members.size == 0:
         return {"num_pairs": 0, "match_words": match_words}
-    sources, kinds = [scores.sources[m] for m in members], [scores.kinds[m] for m in members]
+    sources, kinds = [scores.sources[int(m)] for m in members], [scores.kinds[int(m)] for m in members]
     return {**accuracies(scores.gaps[members], sources, kinds, resamples, seed), "match_words": match_words}
 
 

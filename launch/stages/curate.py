@@ -51,13 +51,15 @@ def run(config: Config) -> int:
 
 def read_sources(config: Config, encoder: PromptEncoder | None) -> tuple[list[Source], dict[str, int]]:
     """Return the first `curate.num_prompts` prompts, with the user's texts where there are some, and counts of rows."""
+    sources: list[Source] = []
     if config.curate.texts_path is not None:
         given, rows = load_texts(config)
-        sources: list[Source] = list(given)
+        sources.extend(given)
     else:
         # Without an encoder (before anything is loaded) no prompt is taken for too long.
         found = load_prompts(config.data, "abstain", encoder.num_tokens if encoder else lambda _: 0)
-        sources, rows = [(prompt, None) for prompt in found.prompts], found.counts
+        sources.extend((prompt, None) for prompt in found.prompts)
+        rows = found.counts
     return sources[: config.curate.num_prompts], rows
 
 

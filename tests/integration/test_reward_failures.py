@@ -30,7 +30,8 @@ def rewards(policy: str, classifier: Path, **changes: Any) -> dict[str, Any]:
     return {
         "weights": {"length": 1.0, "writing": 1.0, "format": 1.0, "judge": 0.0, "function": 0.0},
         "on_failure": dict.fromkeys(("length", "writing", "format", "judge", "function"), policy),
-        "retry_wait_s": 0.2,
+        "retry_wait_s": 0.05,
+        "max_failures_in_a_row": 1000,
         "writing": {**make_config(Path("runs")).rewards.writing.model_dump(), "path": str(classifier)},
     } | changes
 
@@ -42,7 +43,8 @@ async def test_every_reward_worker_dies_during_the_run(
     """With `abstain` the run goes on without the writing reward; the others end it, each with its own reason."""
     import ray
 
-    config = make_config(tmp_path, steps=6, rewards=rewards(policy, tiny_classifier_dir))
+    caps = {"max_consecutive_dropped_groups": 6}
+    config = make_config(tmp_path, steps=6, rewards=rewards(policy, tiny_classifier_dir), failures=caps)
     pool, workers = await start_pool(tiny_classifier_dir, config, 1)
     system = await make_system(config, scorer=RewardSet(config.rewards, pool))
     steps = system.records.steps

@@ -20,7 +20,7 @@ PAGES = sorted(
 )
 IDS = [p.relative_to(REPO_ROOT).as_posix() for p in PAGES]
 MARKER = "TODO-RESULTS"
-ROW = re.compile(r"^\| `([a-z_.]+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$")
+ROW = re.compile(r"^\| `([a-z0-9_.]+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(
     r"\b(?:lwz_ray|actors|rewards|learners|launch|conf|tests|docs|requirements)/[\w./-]*?\w\.(?:py|ya?ml|md|sh|txt|jsonl)\b"

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ def sieve() -> Sieve:
     return Sieve(3, 0.2, lambda text: 0.5 if "again and again" in text else 0.0)
 
 
-def config(tmp_path: Path, rows: list[dict[str, object]], *words: str) -> Config:
+def config(tmp_path: Path, rows: Sequence[Mapping[str, object]], *words: str) -> Config:
     path = tmp_path / "texts.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     return compose(["run=curate_demo", f"curate.texts_path={path}", *words])

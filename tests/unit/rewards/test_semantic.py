@@ -11,12 +11,12 @@ ORIGINAL = (
     "hung out to dry between the masts. A rusty freighter has been waiting for three weeks."
 )
 NEAR_COPY = (
-    "From this hill you can see the entire harbour. Fishing boats lie close together along the western quay, their nets "
-    "hung up to dry between the masts. A rusty tanker has been waiting for three weeks."
+    "From this hill you can see the entire harbour. Fishing boats lie close together along the western quay, their "
+    "nets hung up to dry between the masts. A rusty tanker has been waiting for three weeks."
 )
 OTHER = (
-    "My sister teaches at the school behind the customs house. Every morning she walks past the bakery, buys two rolls, "
-    "and gives one of them to the dog that sleeps under the post box at the corner."
+    "My sister teaches at the school behind the customs house. Every morning she walks past the bakery, buys two "
+    "rolls, and gives one of them to the dog that sleeps under the post box at the corner."
 )
 ORIGINAL_ZH = "村口的老槐树有三百多年了。夏天的傍晚，老人们搬着竹椅坐到树下，摇着蒲扇讲从前的事。"
 NEAR_COPY_ZH = "村口的老槐树有三百来年了。夏天的晚上，老人们搬着竹凳坐到树下，摇着蒲扇讲过去的事。"
@@ -66,7 +66,7 @@ def test_a_near_copy_is_found_after_other_text_and_other_text_is_not(language, o
 
 
 def test_the_threshold_is_the_jaccard_similarity_of_the_shingles() -> None:
-    # One word of 30 letters apart: 5-grams by hand, 176 = 30 * 6 - 4 characters in windows of five.
+    # Two passages of 30 words of five letters, one of them exchanged.
     first = " ".join(f"aa{chr(97 + i % 26)}{chr(97 + i // 26)}x" for i in range(30))
     second = first.replace("aa" + "a" + "a" + "x", "zzzzz")
     a, b = ({t[i : i + 5] for i in range(len(t) - 4)} for t in (first, second))
