@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from rensa import RMinHash, RMinHashLSH
+from rensa import RMinHash, RMinHashLSH  # pyright: ignore[reportAttributeAccessIssue]
 
 from lwz_ray.text import count_words, sentences, units
 

@@ -2,6 +2,7 @@
 
 import sys
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -118,7 +119,7 @@ def count_steps(text: str) -> int:
     """Return how many lines of this project's Python measure a text (the work inside one is C, over one piece)."""
     steps = 0
 
-    def local(frame: FrameType, event: str, argument: object) -> object:
+    def local(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal steps
         steps += event == "line"
         return local
