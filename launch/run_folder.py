@@ -9,6 +9,7 @@
     evaluation_*.json  evaluations by prompt, for a resumed run to compare with
     summary.json       what became of the run
     report.html        the same for a reader
+    control/           requests of stage=scale and the run's answers
     checkpoints/ export/ wandb/
 """
 
