@@ -18,6 +18,9 @@ from lwz_ray.text import count_words, ngrams, units
 OPENING_WORDS = 3
 COPY_NGRAM = 4
 GROUP_NGRAM = 4
+AT_MOST_ONE = ("length", "format")
+LEARNED = 0.95
+"""A reward of at most 1 with a mean above this has little left to tell apart: that is no game."""
 
 
 def watch_metrics(groups: Sequence[Group], weights: Mapping[str, float]) -> dict[str, float]:
@@ -102,7 +105,9 @@ def alarms(metrics: Mapping[str, float], limits: WatchConfig, active: Sequence[s
         ("eval/drift", 1, limits.max_drift, "the writing score rises and the second scorer does not follow"),
     ]
     for name in active:
-        rules.append((f"rewards/{name}_no_spread", 1, limits.max_no_spread, f"{name} no longer tells samples apart"))
+        if not (name in AT_MOST_ONE and metrics.get(f"rewards/{name}", 0.0) > LEARNED):
+            why = f"{name} no longer tells samples apart"
+            rules.append((f"rewards/{name}_no_spread", 1, limits.max_no_spread, why))
         if len(active) > 1:
             rules.append((f"watch/{name}_driver", 1, limits.max_driver_share, f"{name} alone drives the advantage"))
         if name != "length":

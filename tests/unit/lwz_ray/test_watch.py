@@ -100,4 +100,8 @@ def test_alarms_name_the_metric_the_value_and_the_limit() -> None:
     assert {a.key for a in found} == set(loud) - {"watch/length_length_correlation", "watch/format_driver"}
     ratio = next(a for a in found if a.key == "watch/compression_ratio")
     assert "watch/compression_ratio 9.000, limit 4" in ratio.message
+    learned = {"rewards/format": 0.99, "rewards/format_no_spread": 1.0}
+    assert alarms(learned, limits, ("length", "format")) == []  # nothing is left to tell apart
+    stuck = learned | {"rewards/format": 0.0}
+    assert [a.key for a in alarms(stuck, limits, ("length", "format"))] == ["rewards/format_no_spread"]
     assert not list(alarms({"watch/length_driver": 1.0}, limits, ("length",)))  # alone it cannot but drive
