@@ -130,7 +130,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     """Return the Markdown table; ratios are to the plain loop's texts a second."""
     base = next(f for f in found if f["system"] == PLAIN)
     lines = [
-        "| system | s | texts/s | tokens/s | times the plain loop | CPU s | by CPU time | largest difference of a score |",
+        "| system | s | texts/s | tokens/s | times the plain loop | CPU s | by CPU time | largest score difference |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in found:
@@ -157,10 +157,8 @@ def run_all(options: argparse.Namespace, argv: Sequence[str]) -> list[dict[str, 
         command = [sys.executable, "-m", "benchmarks.scoring", *words]
         run_logged(command, result.with_suffix(".log"), options.timeout_s)
         found.append(read_json(result))
-        print(
-            f"bench: {found[-1]['seconds']:.1f} s, {found[-1]['cpu_seconds']:.1f} s of CPU, load {os.getloadavg()[0]:.1f}",
-            flush=True,
-        )
+        seconds, cpu = found[-1]["seconds"], found[-1]["cpu_seconds"]
+        print(f"bench: {seconds:.1f} s, {cpu:.1f} s of CPU, load {os.getloadavg()[0]:.1f}", flush=True)
     return found
 
 
