@@ -7,6 +7,7 @@ from typing import Protocol
 from actors.repetition_stop import RepetitionRule
 from actors.streams import CompletionStream
 from lwz_ray.errors import InfrastructureError
+from lwz_ray.records import RolloutRequest
 
 
 class DirtyEngineError(InfrastructureError):
@@ -46,19 +47,8 @@ class Engine(Protocol):
 
     async def start(self) -> None: ...
 
-    def stream(
-        self,
-        prompt_token_ids: Sequence[int],
-        num_samples: int,
-        seed: int,
-        request_id: str,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-    ) -> CompletionStream:
-        """Yield (sample_index, completion) as each ends; reproducible by seed while weights do not change.
-
-        temperature, max_tokens: None takes the settings'. Closing the stream early ends what is still being written.
-        """
+    def stream(self, request: RolloutRequest, request_id: str) -> CompletionStream:
+        """Yield (sample_index, completion) as each ends; closing early ends what is still being written."""
         ...
 
     async def pause(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from actors.streams import CompletionStream, StreamCall
 from lwz_ray.errors import InfrastructureError, WaitTimeoutError
-from lwz_ray.records import Completion
+from lwz_ray.records import Completion, RolloutRequest
 
 MARGIN_S = 30.0
 """A worker times out by itself; this long after it, the worker is taken for gone."""
@@ -21,15 +21,7 @@ class RolloutPool:
         self._open = [0] * len(self._workers)
         self._timeout_s = timeout_s
 
-    async def stream(
-        self,
-        prompt_token_ids: Sequence[int],
-        num_samples: int,
-        seed: int,
-        *,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-    ) -> CompletionStream:
+    async def stream(self, request: RolloutRequest) -> CompletionStream:
         """Yield the group's samples as they end.
 
         Raises WaitTimeoutError naming the replica, and InfrastructureError where its stream is not one completion for
@@ -38,13 +30,10 @@ class RolloutPool:
         replica = self._open.index(min(self._open))
         limit_s = self._timeout_s + MARGIN_S
         deadline = asyncio.get_running_loop().time() + limit_s
-        missing = set(range(num_samples))
+        missing = set(range(request.num_samples))
         self._open[replica] += 1
         try:
-            call = self._workers[replica](
-                list(prompt_token_ids), num_samples, seed, self._timeout_s, temperature, max_tokens
-            )
-            async with contextlib.aclosing(call) as stream:
+            async with contextlib.aclosing(self._workers[replica](request, self._timeout_s)) as stream:
                 while (item := await _next(stream, deadline, limit_s, replica)) is not None:
                     if item[0] not in missing:
                         raise InfrastructureError(f"rollout replica {replica} sent sample {item[0]} unasked or twice")
@@ -54,7 +43,7 @@ class RolloutPool:
             self._open[replica] -= 1
         if missing:
             raise InfrastructureError(
-                f"rollout replica {replica} ended its stream without {len(missing)} of {num_samples} samples"
+                f"rollout replica {replica} ended its stream without {len(missing)} of {request.num_samples} samples"
             )
 
 

@@ -10,6 +10,7 @@ from actors.engine import EngineSettings
 from actors.streams import CompletionStream, StreamCall
 from actors.vllm_engine import VllmEngine
 from actors.worker import RolloutWorker
+from lwz_ray.records import RolloutRequest
 from lwz_ray.weights import Bucket
 
 
@@ -20,15 +21,8 @@ def stream_of(handle: Any) -> StreamCall:
     cancels the task, and with it what the engine is still writing.
     """
 
-    async def stream(
-        prompt_token_ids: Sequence[int],
-        num_samples: int,
-        seed: int,
-        timeout_s: float,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-    ) -> CompletionStream:
-        refs = handle.stream.remote(prompt_token_ids, num_samples, seed, timeout_s, temperature, max_tokens)
+    async def stream(request: RolloutRequest, timeout_s: float) -> CompletionStream:
+        refs = handle.stream.remote(request, timeout_s)
         ended = False
         try:
             async for ref in refs:
@@ -54,17 +48,9 @@ class RolloutActor:
         await self._worker.start()
         return ray.get_runtime_context().get_node_id()
 
-    async def stream(
-        self,
-        prompt_token_ids: Sequence[int],
-        num_samples: int,
-        seed: int,
-        timeout_s: float,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-    ) -> CompletionStream:
+    async def stream(self, request: RolloutRequest, timeout_s: float) -> CompletionStream:
         """Yield (sample_index, completion) as each ends; ends early with `ray.cancel`."""
-        call = self._worker.stream(prompt_token_ids, num_samples, seed, timeout_s, temperature, max_tokens)
+        call = self._worker.stream(request, timeout_s)
         async with contextlib.aclosing(call) as stream:
             async for item in stream:
                 yield item

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any, Protocol
 
-from lwz_ray.records import Completion
+from lwz_ray.records import Completion, RolloutRequest
 
 CompletionStream = AsyncGenerator[tuple[int, Completion], None]
 """(sample_index, completion) of one group, in the order in which they end."""
@@ -13,15 +13,7 @@ CompletionStream = AsyncGenerator[tuple[int, Completion], None]
 class StreamCall(Protocol):
     """How the pool asks one worker, in-process or through Ray."""
 
-    def __call__(
-        self,
-        prompt_token_ids: Sequence[int],
-        num_samples: int,
-        seed: int,
-        timeout_s: float,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-    ) -> CompletionStream: ...
+    def __call__(self, request: RolloutRequest, timeout_s: float) -> CompletionStream: ...
 
 
 async def as_they_end(works: Sequence[Coroutine[Any, Any, Completion]]) -> CompletionStream:

@@ -10,7 +10,7 @@ import torch
 from actors.engine import EngineSettings
 from actors.repetition_stop import ends_in_loop
 from actors.streams import CompletionStream, as_they_end
-from lwz_ray.records import Completion, FinishReason, VersionSpan
+from lwz_ray.records import Completion, FinishReason, RolloutRequest, VersionSpan
 from lwz_ray.staging import read_staged
 
 
@@ -29,20 +29,13 @@ class TinyEngine:
     async def start(self) -> None:
         self._running.set()
 
-    async def stream(
-        self,
-        prompt_token_ids: Sequence[int],
-        num_samples: int,
-        seed: int,
-        request_id: str,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-    ) -> CompletionStream:
+    async def stream(self, request: RolloutRequest, request_id: str) -> CompletionStream:
         """Sample token by token, giving way to others in between, so that updates can land inside a text."""
-        last = int(prompt_token_ids[-1])
-        heat = self.settings.temperature if temperature is None else temperature
-        limit = self.settings.max_tokens if max_tokens is None else max_tokens
-        works = [self._one(last, np.random.default_rng([seed, i]), heat, limit) for i in range(num_samples)]
+        last = int(request.prompt_token_ids[-1])
+        heat = self.settings.temperature if request.temperature is None else request.temperature
+        limit = self.settings.max_tokens if request.max_tokens is None else request.max_tokens
+        seeds = [np.random.default_rng([request.seed, i]) for i in range(request.num_samples)]
+        works = [self._one(last, rng, heat, limit) for rng in seeds]
         async with contextlib.aclosing(as_they_end(works)) as ended:
             async for item in ended:
                 yield item

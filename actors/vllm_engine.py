@@ -11,7 +11,7 @@ from actors.repetition_stop import SentenceWatch
 from actors.streams import CompletionStream, as_they_end
 from actors.transcript import Decode, Transcript
 from lwz_ray.errors import InfrastructureError
-from lwz_ray.records import Completion, FinishReason, VersionSpan
+from lwz_ray.records import Completion, FinishReason, RolloutRequest, VersionSpan
 
 
 class VllmEngine:
@@ -64,31 +64,17 @@ class VllmEngine:
             raise InfrastructureError("the vLLM engine is not running")
         return self._llm
 
-    async def stream(
-        self,
-        prompt_token_ids: Sequence[int],
-        num_samples: int,
-        seed: int,
-        request_id: str,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-    ) -> CompletionStream:
+    async def stream(self, request: RolloutRequest, request_id: str) -> CompletionStream:
         """Send one request a sample, so that each can end alone; they share the prompt through the prefix cache."""
         works = []
-        for i in range(num_samples):
-            prompt, params = self.request(prompt_token_ids, seed + i, temperature, max_tokens)
+        for i in range(request.num_samples):
+            prompt, params = self.sampling_of(request, i)
             works.append(self._sample(prompt, params, f"{request_id}-{i}"))
         async with contextlib.aclosing(as_they_end(works)) as ended:
             async for item in ended:
                 yield item
 
-    def request(
-        self,
-        prompt_token_ids: Sequence[int],
-        seed: int,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-    ) -> tuple[Any, Any]:
+    def sampling_of(self, request: RolloutRequest, sample_index: int) -> tuple[Any, Any]:
         """Return vLLM's prompt and sampling parameters of one sample.
 
         The salt keeps prefixes computed with other weights from being reused.
@@ -105,10 +91,10 @@ class VllmEngine:
                 max_pattern_size=largest, min_pattern_size=smallest, min_count=rule.repeats
             )
         params = SamplingParams(
-            temperature=s.temperature if temperature is None else temperature,
+            temperature=s.temperature if request.temperature is None else request.temperature,
             top_p=s.top_p,
-            max_tokens=s.max_tokens if max_tokens is None else max_tokens,
-            seed=seed,
+            max_tokens=s.max_tokens if request.max_tokens is None else request.max_tokens,
+            seed=request.seed + sample_index,
             logprobs=0,
             stop=[s.stop] if s.stop else None,
             include_stop_str_in_output=True,
@@ -117,7 +103,8 @@ class VllmEngine:
             output_kind=RequestOutputKind.DELTA if rule else RequestOutputKind.FINAL_ONLY,
             stream_interval=rule.check_every_tokens if rule else None,
         )
-        return TokensPrompt(prompt_token_ids=list(prompt_token_ids), cache_salt=f"v{self.policy_version}"), params
+        ids = list(request.prompt_token_ids)
+        return TokensPrompt(prompt_token_ids=ids, cache_salt=f"v{self.policy_version}"), params
 
     async def _sample(self, prompt: Any, params: Any, request_id: str) -> Completion:
         """Write one sample to its end; one whose sentences loop is ended here. A cancelled call ends the request."""

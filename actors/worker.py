@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Sequence
 from actors.engine import DirtyEngineError, Engine
 from actors.streams import CompletionStream
 from lwz_ray.errors import WaitTimeoutError
+from lwz_ray.records import RolloutRequest
 from lwz_ray.staging import StagingFolder
 from lwz_ray.weights import Bucket
 
@@ -33,15 +34,7 @@ class RolloutWorker:
         await self.engine.start()
         self._serving.set()
 
-    async def stream(
-        self,
-        prompt_token_ids: Sequence[int],
-        num_samples: int,
-        seed: int,
-        timeout_s: float,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-    ) -> CompletionStream:
+    async def stream(self, request: RolloutRequest, timeout_s: float) -> CompletionStream:
         """Yield completions as they end; waits for a running update. Raises DirtyEngineError or WaitTimeoutError.
 
         timeout_s: for the whole group.
@@ -50,15 +43,15 @@ class RolloutWorker:
         await self._until_serving(timeout_s)
         self._num_requests += 1
         request_id, num_ended = f"r{self._num_requests}", 0
-        stream = self.engine.stream(prompt_token_ids, num_samples, seed, request_id, temperature, max_tokens)
+        stream = self.engine.stream(request, request_id)
         async with contextlib.aclosing(stream):
             while True:
                 try:
                     async with asyncio.timeout_at(deadline):
                         item = await anext(stream, None)
                 except TimeoutError:
-                    missing = f"{num_samples - num_ended} of {num_samples} completions of request {request_id}"
-                    raise WaitTimeoutError(missing, timeout_s) from None
+                    missing = f"{request.num_samples - num_ended} of {request.num_samples} completions"
+                    raise WaitTimeoutError(f"{missing} of request {request_id}", timeout_s) from None
                 if item is None:
                     return
                 num_ended += 1

@@ -1,6 +1,7 @@
 """The Ray cluster: start or join it, refuse what it cannot hold, reserve what the rooms need."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable, Sequence
 from typing import Any
@@ -13,6 +14,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from launch.plan import Bundle, bundles
 from lwz_ray.config import Config
 from lwz_ray.errors import InfrastructureError, UserError, WaitTimeoutError
+
+CLOSE_TIMEOUT_S = 20.0
+"""For Ray actors to close what they hold; then they are killed."""
 
 
 def connect(config: Config) -> str:
@@ -78,6 +82,16 @@ async def reserve(config: Config) -> tuple[PlacementGroup, dict[str, list[int]]]
             "wait for other jobs to end or lower replicas and ranks"
         ) from None
     return group, index
+
+
+async def end_actors(handles: Sequence[Any]) -> None:
+    """Close actors in order, then kill them: a killed one leaves vLLM's child process to itself. Never raises."""
+    with contextlib.suppress(Exception):
+        calls = asyncio.gather(*(h.close.remote() for h in handles), return_exceptions=True)
+        await asyncio.wait_for(calls, CLOSE_TIMEOUT_S)
+    for handle in handles:
+        with contextlib.suppress(Exception):
+            ray.kill(handle)
 
 
 async def _ready(group: PlacementGroup) -> None:

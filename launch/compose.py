@@ -48,6 +48,9 @@ def compose(argv: Sequence[str]) -> Config:
         config = Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(explain(error)) from error
+    if config.stage == "scale" and "rewards.replicas" not in {name for name, _ in words.values}:
+        # A preset's number would change the run without having been asked for.
+        raise UserError("stage=scale needs rewards.replicas=N, the number of reward replicas that the run is to have")
     return absolute_paths(config, Path.cwd(), os.environ)
 
 

@@ -186,7 +186,7 @@ class _Life:
         self._file = folder / "heartbeat.json"
         self._last = self._read()
         self._seen = time.monotonic()
-        self.timeout_s = float(self._last.get("timeout_s", 0.0))
+        self.timeout_s = float(self._last["timeout_s"])
 
     def check(self) -> None:
         """Wait for one beat; raises UserError where there is none."""

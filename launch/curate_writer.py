@@ -10,7 +10,7 @@ from lwz_ray.config import Config
 from lwz_ray.data import Prompt
 from lwz_ray.encoding import PromptEncoder
 from lwz_ray.good_texts import GoodText
-from lwz_ray.records import Completion
+from lwz_ray.records import Completion, RolloutRequest
 
 REWRITE_TEMPERATURE = 0.7
 REWRITE_REQUESTS: dict[str, str] = {
@@ -60,7 +60,7 @@ class PolicyWriter:
     ) -> list[Completion]:
         ids = np.asarray(prompt_token_ids).tolist()
         found: dict[int, Completion] = {}
-        stream = self._pool.stream(ids, num_samples, seed, temperature=temperature, max_tokens=max_tokens)
+        stream = self._pool.stream(RolloutRequest(ids, num_samples, seed, temperature, max_tokens))
         async with contextlib.aclosing(stream):
             async for index, completion in stream:
                 found[index] = completion

@@ -9,6 +9,7 @@ from typing import Any
 
 from launch.curate_store import CurateStore
 from launch.curate_writer import PolicyWriter
+from lwz_ray.concurrency import together
 from lwz_ray.config import Config
 from lwz_ray.degrading import Degraded, degrade, pair_row
 from lwz_ray.good_texts import REASONS, GoodText, Sieve, Split, written_text
@@ -160,13 +161,9 @@ class Curator:
             async with gate:
                 await work
 
-        tasks = [asyncio.ensure_future(gated(work)) for work in works]
         try:
-            await asyncio.gather(*tasks)
+            await together([gated(work) for work in works])
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             for work in works:
                 work.close()  # one that never came to its turn
 

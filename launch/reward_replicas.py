@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.util.placement_group import PlacementGroup
 
-from launch.cluster import actor_options, started
+from launch.cluster import actor_options, end_actors, started
 from launch.plan import bundles
 from lwz_ray.config import Config
 from lwz_ray.errors import UserError
@@ -178,12 +178,4 @@ class RewardReplicas:
         return self._handles.pop(name)
 
     async def _end(self, names: Sequence[str]) -> None:
-        """Close the engines in order, then kill the actors: a killed one leaves vLLM's child process to itself."""
-        handles = [self._forget(name) for name in names]
-        with contextlib.suppress(Exception):
-            await asyncio.wait_for(
-                asyncio.gather(*(h.close.remote() for h in handles), return_exceptions=True), timeout=20.0
-            )
-        for handle in handles:
-            with contextlib.suppress(Exception):
-                ray.kill(handle)
+        await end_actors([self._forget(name) for name in names])

@@ -5,14 +5,13 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from actors.engine import EngineSettings
 from actors.pool import RolloutPool
 from actors.remote import RolloutActor, stream_of
 from actors.repetition_stop import RepetitionRule
-from launch.cluster import actor_options, reserve, started
+from launch.cluster import actor_options, end_actors, reserve, started
 from launch.reward_replicas import RewardReplicas
 from launch.scorers import Scorers
 from launch.weight_sync import StagedWeightSync
@@ -125,21 +124,12 @@ class Rooms:
 
     async def close(self) -> None:
         """Close what runs, then kill the Ray actors and return the bundles; never raises."""
-        await asyncio.gather(self._rewards.close(), self._close_others())
+        if self.scorers is not None:
+            with contextlib.suppress(Exception):
+                await self.scorers.close()
+        await asyncio.gather(self._rewards.close(), end_actors([*self.rollout_handles, *self.learner_handles]))
         if self._group is not None:
             remove_placement_group(self._group)
-
-    async def _close_others(self) -> None:
-        handles = [*self.rollout_handles, *self.learner_handles]
-        if self.scorers is not None:
-            await self.scorers.close()
-        with contextlib.suppress(Exception):
-            await asyncio.wait_for(
-                asyncio.gather(*(h.close.remote() for h in handles), return_exceptions=True), timeout=20.0
-            )
-        for handle in handles:
-            with contextlib.suppress(Exception):
-                ray.kill(handle)
 
 
 class _Rank:

@@ -15,7 +15,8 @@
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,15 @@ class RunFolder:
         """Return a kept evaluation, or None where there is none."""
         path = self.path / f"evaluation_{name}.json"
         return EvalSummary.from_dict(read_json(path)) if path.exists() else None
+
+    async def replace_export(self, write: Callable[[str], Awaitable[None]]) -> None:
+        """Have `write` fill a folder aside, then put it in the place of `export/`."""
+        aside = self.path / ".export.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        await write(str(aside))
+        shutil.rmtree(self.export, ignore_errors=True)
+        aside.rename(self.export)
 
     def write_summary(self, summary: RunSummary) -> None:
         """Write `summary.json`, free of secrets, for the present attempt."""

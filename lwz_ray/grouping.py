@@ -9,7 +9,7 @@ import numpy as np
 from lwz_ray.config import TemplateConfig
 from lwz_ray.encoding import PromptEncoder
 from lwz_ray.protocols import Rollouts, Scorer
-from lwz_ray.records import Completion, Group, Prompt, Sample
+from lwz_ray.records import Completion, Group, Prompt, RolloutRequest, Sample
 from lwz_ray.templates import parse_completion
 from lwz_ray.text import count_words
 
@@ -41,7 +41,7 @@ class GroupMaker:
         prompt_token_ids = self._encoder.encode(prompt)
         scoring = self._scorer.open(prompt, num_samples)
         try:
-            stream = self._rollouts.stream(prompt_token_ids.tolist(), num_samples, seed)
+            stream = self._rollouts.stream(RolloutRequest(prompt_token_ids.tolist(), num_samples, seed))
             async with contextlib.aclosing(stream) as ended:
                 async for index, completion in ended:
                     scoring.add(self._sample(prompt, prompt_token_ids, group_id, index, completion))

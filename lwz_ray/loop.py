@@ -23,6 +23,7 @@ from lwz_ray.grouping import GroupMaker, MadeGroup, group_seed
 from lwz_ray.ledger import Ledger
 from lwz_ray.protocols import Learner, Tracker, WeightSync
 from lwz_ray.records import Prompt, StepResult
+from lwz_ray.skipped_steps import SkippedSteps
 from lwz_ray.step_metrics import group_metrics
 from lwz_ray.watch import watch_metrics
 
@@ -78,7 +79,7 @@ class TrainingLoop:
         self._arrived = asyncio.Event()
         self._failure: Exception | None = None
         self._dropped_in_a_row = 0
-        self._skipped_in_a_row = 0
+        self._skipped = SkippedSteps(config.failures.max_consecutive_skipped_steps, "the last samples")
         self._saved_step: int | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -216,13 +217,7 @@ class TrainingLoop:
         self.progress.optimizer_steps += result.optimizer_steps
         self.progress.skipped_steps += result.skipped
         self.progress.tokens_trained += result.num_trained_tokens
-        self._skipped_in_a_row = 0 if result.optimizer_steps else self._skipped_in_a_row + result.skipped
-        cap = self.config.failures.max_consecutive_skipped_steps
-        if self._skipped_in_a_row >= cap:
-            raise InfrastructureError(
-                f"{self._skipped_in_a_row} optimizer steps in a row had a loss or gradient that was not finite "
-                f"(failures.max_consecutive_skipped_steps={cap}); lower optimizer.lr or look at the last samples"
-            )
+        self._skipped.count(result)
 
     def _account(self) -> dict[str, float]:
         self.ledger.check()

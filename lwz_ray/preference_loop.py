@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lwz_ray.config import Config
-from lwz_ray.errors import InfrastructureError, UserError
+from lwz_ray.errors import UserError
 from lwz_ray.loop import Checkpoints
 from lwz_ray.preference_data import PairOrder
 from lwz_ray.preferences import EncodedPair
 from lwz_ray.protocols import Learner
 from lwz_ray.records import StepResult
+from lwz_ray.skipped_steps import SkippedSteps
 
 
 @dataclass(slots=True)
@@ -58,7 +59,7 @@ class PreferenceLoop:
         self._pairs = pairs
         self._order = PairOrder(sources, config.seed)
         self._digest = _digest(pairs, sources, config)
-        self._skipped_in_a_row = 0
+        self._skipped = SkippedSteps(config.failures.max_consecutive_skipped_steps, "the pairs")
         self._saved_step: int | None = None
         self._kept: dict[str, Any] = {}
 
@@ -103,13 +104,7 @@ class PreferenceLoop:
         progress.skipped_steps += result.skipped
         progress.pairs_trained += num_pairs
         progress.tokens_trained += result.num_trained_tokens
-        self._skipped_in_a_row = 0 if result.optimizer_steps else self._skipped_in_a_row + result.skipped
-        cap = self.config.failures.max_consecutive_skipped_steps
-        if self._skipped_in_a_row >= cap:
-            raise InfrastructureError(
-                f"{self._skipped_in_a_row} optimizer steps in a row had a loss or gradient that was not finite "
-                f"(failures.max_consecutive_skipped_steps={cap}); lower optimizer.lr or look at the pairs"
-            )
+        self._skipped.count(result)
 
     async def _save(self) -> None:
         """Checkpoint the present step once; before the first step there is nothing to keep."""

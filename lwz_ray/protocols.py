@@ -4,25 +4,14 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol
 
 from lwz_ray.preferences import EncodedPair
-from lwz_ray.records import Completion, Prompt, Sample, StepResult
+from lwz_ray.records import Completion, Prompt, RolloutRequest, Sample, StepResult
 
 
 class Rollouts(Protocol):
     """Generates completions."""
 
-    def stream(
-        self,
-        prompt_token_ids: Sequence[int],
-        num_samples: int,
-        seed: int,
-        *,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-    ) -> AsyncGenerator[tuple[int, Completion], None]:
-        """Yield (sample_index, completion) as each ends, every index once; reproducible by `seed` on idle weights.
-
-        temperature, max_tokens: None takes those of `sampling`. Closing the stream ends what is still being written.
-        """
+    def stream(self, request: RolloutRequest) -> AsyncGenerator[tuple[int, Completion], None]:
+        """Yield (sample_index, completion) as each ends, every index once."""
         ...
 
 

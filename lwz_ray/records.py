@@ -1,5 +1,6 @@
 """The records that cross rooms: frozen, slotted, numpy inside, lengths checked at construction."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,6 +29,19 @@ class Prompt:
             low, high = self.length_range
             if not 0 < low <= high:
                 raise ValueError(f"prompt {self.prompt_id}: length_range {self.length_range} needs 0 < low <= high")
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRequest:
+    """What is asked of an engine for one group, reproducible by `seed` while weights do not change."""
+
+    prompt_token_ids: Sequence[int]
+    num_samples: int
+    seed: int
+    temperature: float | None = None
+    """None: the engine's setting."""
+    max_tokens: int | None = None
+    """None: the engine's setting."""
 
 
 @dataclass(frozen=True, slots=True)

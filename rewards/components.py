@@ -31,9 +31,13 @@ class Score:
 class Component(Protocol):
     """Scores samples of one prompt; `scope` says whether one at a time or the whole group in one call."""
 
-    rewards: tuple[str, ...]
-    """What it scores, by the names that the config weighs."""
-    scope: Scope
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        """Say what it scores, by the names that the config weighs."""
+        ...
+
+    @property
+    def scope(self) -> Scope: ...
 
     async def score(self, prompt: Prompt, samples: Sequence[Sample]) -> list[Score]:
         """Return one score a sample, in order; raises InfrastructureError or UserError."""

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from lwz_ray.concurrency import together
 from lwz_ray.config import FunctionRewardConfig
 from lwz_ray.errors import InfrastructureError, RewardFailure, UserError
 from lwz_ray.records import Prompt
@@ -102,13 +103,7 @@ class FunctionScorer:
 
     async def score(self, prompt: Prompt, answers: Sequence[str]) -> list[float | RewardFailure]:
         """Return one value an answer, in order; where there is none, why."""
-        tasks = [asyncio.ensure_future(self._score_one(prompt, answer)) for answer in answers]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        return await together([self._score_one(prompt, answer) for answer in answers])
 
     async def close(self) -> None:
         """Hold nothing: a thread that still runs ends with its function or with the process."""

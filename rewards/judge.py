@@ -3,17 +3,16 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
+from lwz_ray.concurrency import together
 from lwz_ray.config import JudgeConfig
 from lwz_ray.errors import RewardFailure, UserError
 from lwz_ray.records import Prompt
 from rewards.judge_client import JudgeClient, JudgeFailedError
 from rewards.judge_prompts import PairQuestion, PointwiseQuestion
-
-T = TypeVar("T")
 
 _REMEDY = "fill the column that data.columns.reference names, or set judge.mode=pointwise"
 
@@ -67,7 +66,7 @@ class Judge:
         if self._config.mode == "pairwise_group":
             return await self._score_group(prompt, answers, stop_at)
         work = [partial(self._score_one, prompt, answer, stop_at) for answer in answers]
-        return await _together([self._guarded(one, stop_at) for one in work])
+        return await together([self._guarded(one, stop_at) for one in work])
 
     async def check(self) -> None:
         """Ask one small question, so that a mistake in the settings shows before anything else is started.
@@ -104,7 +103,7 @@ class Judge:
         drawn = self._draw(prompt.prompt_id, len(answers))
         others = [i for i in range(len(answers)) if i != drawn]
         pairs = [partial(self._compare, prompt, answers[i], answers[drawn], stop_at) for i in others]
-        found = await _together([self._guarded(pair, stop_at) for pair in pairs])
+        found = await together([self._guarded(pair, stop_at) for pair in pairs])
         scores: dict[int, float | RewardFailure] = dict(zip(others, found, strict=True))
         # Where no comparison came about, the reference was compared with nothing either.
         failures = [value for value in found if isinstance(value, RewardFailure)]
@@ -117,7 +116,7 @@ class Judge:
         forward = PairQuestion(rubric, prompt.text, answer, reference)
         backward = PairQuestion(rubric, prompt.text, reference, answer)
         if self._config.both_orders:
-            won, lost = await _together([self._client.ask(q, stop_at) for q in (forward, backward)])
+            won, lost = await together([self._client.ask(q, stop_at) for q in (forward, backward)])
             return (won + 1.0 - lost) / 2
         if self._draw(f"{prompt.prompt_id}\n{answer}", 2) == 0:
             return await self._client.ask(forward, stop_at)
@@ -147,14 +146,3 @@ def check_references(config: JudgeConfig, prompts: Sequence[Prompt]) -> None:
         raise UserError(
             f"judge.mode=pairwise_reference: none of {len(prompts)} prompts has a reference answer; {_REMEDY}"
         )
-
-
-async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Await all; when one raises, or the caller stops waiting, the others are stopped too."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

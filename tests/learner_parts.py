@@ -90,6 +90,23 @@ def run_ranks(target: Callable[..., None], world_size: int, arguments: tuple[int
             pytest.fail(f"{world_size} ranks did not end in {TIMEOUT_S:g} s")
 
 
+def alone_and_in_two(
+    target: Callable[[int, int, str, str, str], None], model: Path, folders: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """Run target on one rank and on two; return what each rank wrote (`of_1`, `of_2`), and the export of the two."""
+    out: dict[str, Any] = {}
+    for world_size in (1, 2):
+        folder = folders.mktemp(f"world_{world_size}")
+        arguments = (world_size, free_address(), str(model), str(folder))
+        if world_size == 1:
+            target(0, *arguments)
+        else:
+            run_ranks(target, world_size, arguments)
+        out[f"of_{world_size}"] = [torch.load(folder / f"rank_{r}.pt", weights_only=False) for r in range(world_size)]
+        out["export"] = folder / "export"
+    return out
+
+
 def train_stage_export(rank: int, world_size: int, address: str, model: str, folder: str) -> None:
     """Take two steps on one rank of a group, stage, export and save; write what was seen to `folder`/rank_N.pt.
 

@@ -24,7 +24,7 @@ from lwz_ray.loop import Parts, TrainingLoop
 from lwz_ray.losses import clipped_policy_loss
 from lwz_ray.packing import split_over_ranks
 from lwz_ray.protocols import GroupScoring, Rollouts, Scorer
-from lwz_ray.records import Prompt, Sample, StepResult, TrainSample
+from lwz_ray.records import Prompt, RolloutRequest, Sample, StepResult, TrainSample
 from lwz_ray.staging import StagingFolder
 from lwz_ray.weights import pack_buckets
 from rewards.scorer import RewardSet
@@ -194,18 +194,10 @@ class SlowRollouts:
         self._inner, self._seed = inner, group_seed(seed, 0, group_id)
         self.release = asyncio.Event()
 
-    async def stream(
-        self,
-        prompt_token_ids: Sequence[int],
-        num_samples: int,
-        seed: int,
-        *,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-    ) -> CompletionStream:
-        stream = self._inner.stream(prompt_token_ids, num_samples, seed, temperature=temperature, max_tokens=max_tokens)
+    async def stream(self, request: RolloutRequest) -> CompletionStream:
+        stream = self._inner.stream(request)
         ended = [item async for item in stream]
-        if seed == self._seed:
+        if request.seed == self._seed:
             await asyncio.wait_for(self.release.wait(), 5.0)
         for item in ended:
             yield item

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -131,7 +130,7 @@ class RlStage:
         after = await self._evaluate(evaluator, "after")
         self._evaluation = compare(before, after, config.eval.bootstrap_resamples, config.seed)
         self._evaluation |= evaluator.drift(after)
-        await self._export(rooms)
+        await self.folder.replace_export(rooms.learner.export)
         self._life.finished = True
 
     async def _evaluate(self, evaluator: Evaluator, when: str) -> EvalSummary:
@@ -140,15 +139,6 @@ class RlStage:
         self.folder.write_evaluation(when, summary)
         self.folder.append_samples([s for g in groups for s in g.samples], None, step, f"eval_{when}")
         return summary
-
-    async def _export(self, rooms: Rooms) -> None:
-        """Write `export/` aside and rename."""
-        aside = self.folder.path / ".export.partial"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        await rooms.learner.export(str(aside))
-        shutil.rmtree(self.folder.export, ignore_errors=True)
-        aside.rename(self.folder.export)
 
     def _end(self, status: Status, error: str | None) -> None:
         if self._tracker is not None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -115,7 +114,7 @@ class PreferenceStage:
             return
         self._life.say(f"scoring {len(self.held_out.pairs)} held-out pairs after training")
         await self._measure(evaluator)
-        await self._export(rooms)
+        await self.folder.replace_export(rooms.learner.export)
         self._life.finished = True
 
     async def _measure(self, evaluator: PreferenceEvaluator) -> None:
@@ -126,15 +125,6 @@ class PreferenceStage:
         after = evaluator.measure(scores)
         self._measured |= {name: after.pop(name) for name in LIFTED}
         self._measured |= {"after": after, "baseline_length": evaluator.baseline(scores)}
-
-    async def _export(self, rooms: Rooms) -> None:
-        """Write `export/` aside and rename."""
-        aside = self.folder.path / ".export.partial"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        await rooms.learner.export(str(aside))
-        shutil.rmtree(self.folder.export, ignore_errors=True)
-        aside.rename(self.folder.export)
 
     def _log_step(self, metrics: Mapping[str, Any]) -> None:
         assert self._tracker is not None

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from actors.engine import DirtyEngineError, EngineSettings
 from actors.tiny_engine import TinyEngine
 from actors.worker import RolloutWorker
-from lwz_ray.records import Completion
+from lwz_ray.records import Completion, RolloutRequest
 from lwz_ray.staging import StagingFolder
 from lwz_ray.weights import pack_buckets
 from tests.rollout_parts import collect
@@ -47,7 +47,7 @@ class Case:
         return self.worker.engine.policy_version
 
     async def generate(self, num_samples: int = 4, seed: int = 1, timeout_s: float = TIMEOUT_S) -> list[Completion]:
-        return await collect(self.worker.stream(self.prompt, num_samples, seed, timeout_s))
+        return await collect(self.worker.stream(RolloutRequest(self.prompt, num_samples, seed), timeout_s))
 
     def stage(self, number: int) -> list[str]:
         """Stage a set of weights as the next version."""

@@ -2,13 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from actors.pool import RolloutPool
 from lwz_ray.errors import WaitTimeoutError
+from lwz_ray.records import RolloutRequest
 from tests.rollout_parts import collect
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -39,20 +41,12 @@ def actor(ray_cluster: None) -> Iterator[Any]:
             self.worker = RolloutWorker(self.engine, (), 1000)
             await self.worker.start()
 
-        async def stream(
-            self,
-            prompt_token_ids: Sequence[int],
-            num_samples: int,
-            seed: int,
-            timeout_s: float,
-            temperature: float | None = None,
-            max_tokens: int | None = None,
-        ) -> CompletionStream:
+        async def stream(self, request: RolloutRequest, timeout_s: float) -> CompletionStream:
             limits = {0: 5}  # sample 0 is short, the others as long as they are asked to be
-            for index in range(num_samples):
-                limit = limits.get(index, max_tokens)
-                one = self.worker.stream(prompt_token_ids, 1, seed + index, timeout_s, temperature, limit)
-                async for _, completion in one:
+            for index in range(request.num_samples):
+                limit = limits.get(index, request.max_tokens)
+                one = replace(request, num_samples=1, seed=request.seed + index, max_tokens=limit)
+                async for _, completion in self.worker.stream(one, timeout_s):
                     yield index, completion
 
         async def num_writing(self) -> int:
@@ -75,7 +69,7 @@ async def until_idle(actor: Any) -> None:
 async def test_the_first_sample_is_here_while_the_second_is_written_and_closing_ends_it(actor: Any) -> None:
     from actors.remote import stream_of
 
-    stream = RolloutPool([stream_of(actor)], 30.0).stream([1], 2, seed=1)
+    stream = RolloutPool([stream_of(actor)], 30.0).stream(RolloutRequest([1], 2, seed=1))
     index, completion = await anext(stream)
     assert (index, completion.num_tokens, completion.finish_reason) == (0, 5, "length")
     assert await asyncio.wait_for(actor.num_writing.remote(), 20.0) == 1
@@ -86,7 +80,7 @@ async def test_the_first_sample_is_here_while_the_second_is_written_and_closing_
 async def test_a_cancelled_reader_ends_it_too(actor: Any) -> None:
     from actors.remote import stream_of
 
-    reader = asyncio.create_task(collect(RolloutPool([stream_of(actor)], 30.0).stream([1], 2, seed=1)))
+    reader = asyncio.create_task(collect(RolloutPool([stream_of(actor)], 30.0).stream(RolloutRequest([1], 2, seed=1))))
     give_up = time.monotonic() + 20.0
     while (writing := await asyncio.wait_for(actor.num_writing.remote(), 20.0)) != 1:
         assert time.monotonic() < give_up, f"waited 20 s for one sample to be written, {writing} were seen"
@@ -100,8 +94,8 @@ async def test_a_cancelled_reader_ends_it_too(actor: Any) -> None:
 async def test_a_whole_group_and_a_deadline(actor: Any) -> None:
     from actors.remote import stream_of
 
-    texts = await collect(RolloutPool([stream_of(actor)], 30.0).stream([1], 3, seed=1, max_tokens=7))
+    texts = await collect(RolloutPool([stream_of(actor)], 30.0).stream(RolloutRequest([1], 3, seed=1, max_tokens=7)))
     assert [t.num_tokens for t in texts] == [5, 7, 7]
     with pytest.raises(WaitTimeoutError, match=r"waited 1 s for 1 of 1 completions of request r\d+ and gave up"):
-        await collect(RolloutPool([stream_of(actor)], 1.0).stream([1], 2, seed=1))
+        await collect(RolloutPool([stream_of(actor)], 1.0).stream(RolloutRequest([1], 2, seed=1)))
     await until_idle(actor)

@@ -17,7 +17,7 @@ from launch.rooms import learner_settings
 from learners.group import LearnerGroup
 from lwz_ray.batching import minibatches_of
 from lwz_ray.config import Config
-from lwz_ray.records import Completion, Group, ParsedText, Prompt, Sample
+from lwz_ray.records import Completion, Group, ParsedText, Prompt, RolloutRequest, Sample
 from tests.rollout_parts import collect
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow]
@@ -118,7 +118,7 @@ async def test_logprobs_follow_the_learner_through_an_update(
 ):
     engine: Any = vllm_worker.engine
     temperature = engine.settings.temperature
-    before = await collect(vllm_worker.stream(PROMPT_IDS, 4, seed=1, timeout_s=60.0))
+    before = await collect(vllm_worker.stream(RolloutRequest(PROMPT_IDS, 4, seed=1), timeout_s=60.0))
     minibatches = minibatches_of([as_group(before)], [np.array([1.0, -1.0, 0.5, -0.5])], config.algorithm)
     result = await ranks.group.train(minibatches)
     assert (result.optimizer_steps, result.skipped) == (1, 0)
@@ -127,7 +127,7 @@ async def test_logprobs_follow_the_learner_through_an_update(
     paths = await ranks.stage(version)
     assert len(paths) > 1
     await vllm_worker.update(version, paths, timeout_s=60.0)
-    after = await collect(vllm_worker.stream(PROMPT_IDS, 4, seed=2, timeout_s=60.0))
+    after = await collect(vllm_worker.stream(RolloutRequest(PROMPT_IDS, 4, seed=2), timeout_s=60.0))
     await ranks.group.export(str(tmp_path))
 
     new, old = load_float32(tmp_path), load_float32(tiny_model_dir)
@@ -160,7 +160,7 @@ async def test_no_prefix_of_old_weights_is_reused(vllm_worker: RolloutWorker, ra
 
 async def num_cached(engine: Any, prompt_token_ids: list[int], request_id: str) -> int:
     """Return how many of the prompt's tokens came from the cache."""
-    prompt, params = engine.request(prompt_token_ids, seed=1)
+    prompt, params = engine.sampling_of(RolloutRequest(prompt_token_ids, 1, seed=1), 0)
     outputs = [output async for output in engine.llm.generate(prompt, params, request_id)]
     return outputs[-1].num_cached_tokens
 
@@ -185,7 +185,9 @@ async def test_requests_in_flight_survive_an_update(
     monkeypatch.setattr(engine, "settings", replace(engine.settings, max_tokens=num_tokens))
     version = engine.policy_version + 1
     paths = await ranks.stage(version)
-    running = [asyncio.create_task(collect(vllm_worker.stream(PROMPT_IDS, 4, s, 120.0))) for s in (3, 4)]
+    running = [
+        asyncio.create_task(collect(vllm_worker.stream(RolloutRequest(PROMPT_IDS, 4, s), 120.0))) for s in (3, 4)
+    ]
     await until_written(engine, num_sequences=8, num_tokens=20)
     await vllm_worker.update(version, paths, timeout_s=60.0)
     completions = [c for group in await asyncio.gather(*running) for c in group]

@@ -17,7 +17,7 @@ from actors.streams import CompletionStream, StreamCall
 from actors.tiny_engine import TinyEngine
 from actors.worker import RolloutWorker
 from lwz_ray.errors import InfrastructureError, WaitTimeoutError
-from lwz_ray.records import Completion, VersionSpan
+from lwz_ray.records import Completion, RolloutRequest, VersionSpan
 from tests.rollout_parts import collect
 
 SETTINGS = EngineSettings(
@@ -35,14 +35,7 @@ def completion(text: str) -> Completion:
 def sending(indices: Sequence[int]) -> StreamCall:
     """A replica that sends a sample of each index, whatever it is asked for."""
 
-    async def stream(
-        prompt_token_ids: Sequence[int],
-        num_samples: int,
-        seed: int,
-        timeout_s: float,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-    ) -> CompletionStream:
+    async def stream(request: RolloutRequest, timeout_s: float) -> CompletionStream:
         for index in indices:
             yield index, completion(f"t{index}")
 
@@ -62,14 +55,7 @@ async def test_groups_go_to_the_replica_with_the_fewest_open() -> None:
     release = asyncio.Event()
 
     def replica(number: int) -> StreamCall:
-        async def stream(
-            prompt_token_ids: Sequence[int],
-            num_samples: int,
-            seed: int,
-            timeout_s: float,
-            temperature: float | None = None,
-            max_tokens: int | None = None,
-        ) -> CompletionStream:
+        async def stream(request: RolloutRequest, timeout_s: float) -> CompletionStream:
             asked.append(number)
             await release.wait()
             yield 0, completion("t")
@@ -77,7 +63,7 @@ async def test_groups_go_to_the_replica_with_the_fewest_open() -> None:
         return stream
 
     pool = RolloutPool([replica(0), replica(1), replica(2)], 5.0)
-    calls = [asyncio.create_task(collect(pool.stream([1], 1, s))) for s in range(7)]
+    calls = [asyncio.create_task(collect(pool.stream(RolloutRequest([1], 1, s)))) for s in range(7)]
     await asyncio.sleep(0.01)
     assert asked == [0, 1, 2, 0, 1, 2, 0]
     release.set()
@@ -87,7 +73,7 @@ async def test_groups_go_to_the_replica_with_the_fewest_open() -> None:
 async def test_samples_come_as_they_end(worker: RolloutWorker) -> None:
     """Token 0 ends a text: of equal pace, the shorter text comes first."""
     pool = RolloutPool([worker.stream], 5.0)
-    lengths = [(c.num_tokens, index) async for index, c in pool.stream([1], 8, seed=3)]
+    lengths = [(c.num_tokens, index) async for index, c in pool.stream(RolloutRequest([1], 8, seed=3))]
     assert all(a[0] <= b[0] for a, b in pairwise(lengths))
     assert sorted(index for _, index in lengths) == list(range(8))
     assert [index for _, index in lengths] != list(range(8))
@@ -95,7 +81,7 @@ async def test_samples_come_as_they_end(worker: RolloutWorker) -> None:
 
 async def test_a_reader_that_stops_early_leaves_nothing_running(worker: RolloutWorker) -> None:
     before = asyncio.all_tasks()
-    stream = RolloutPool([worker.stream], 5.0).stream([1], 8, seed=3)
+    stream = RolloutPool([worker.stream], 5.0).stream(RolloutRequest([1], 8, seed=3))
     await anext(stream)
     assert len(asyncio.all_tasks() - before) in range(1, 8)
     await stream.aclose()
@@ -104,13 +90,15 @@ async def test_a_reader_that_stops_early_leaves_nothing_running(worker: RolloutW
 
 async def test_temperature_and_length_of_one_request(worker: RolloutWorker) -> None:
     pool = RolloutPool([worker.stream], 5.0)
-    texts = await collect(pool.stream([1], 8, 5, temperature=0.5, max_tokens=3))
+    texts = await collect(pool.stream(RolloutRequest([1], 8, 5, temperature=0.5, max_tokens=3)))
     assert max(c.num_tokens for c in texts) == 3
     # Equal logits stay equal at any temperature; unequal ones grow apart.
     np.testing.assert_allclose(np.concatenate([c.rollout_logprobs for c in texts]), -np.log(8.0), rtol=1e-6)
     skewed = RolloutWorker(TinyEngine(SETTINGS, torch.tensor([[0.0, np.log(3.0)]] * 2)), (), 1000)
     await skewed.start()
-    (cold,) = await collect(RolloutPool([skewed.stream], 5.0).stream([1], 1, 5, temperature=0.5, max_tokens=1))
+    (cold,) = await collect(
+        RolloutPool([skewed.stream], 5.0).stream(RolloutRequest([1], 1, 5, temperature=0.5, max_tokens=1))
+    )
     assert float(np.exp(cold.rollout_logprobs[0])) == pytest.approx(0.9 if cold.token_ids[0] else 0.1)
 
 
@@ -124,7 +112,7 @@ async def test_a_replicas_error_is_passed_on_and_frees_its_place(worker: Rollout
     pool = RolloutPool([broken.stream], 5.0)
     for _ in range(2):
         with pytest.raises(InfrastructureError, match="no memory left"):
-            await collect(pool.stream([1], 1, 0))
+            await collect(pool.stream(RolloutRequest([1], 1, 0)))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +125,7 @@ async def test_a_replicas_error_is_passed_on_and_frees_its_place(worker: Rollout
 )
 async def test_a_stream_that_is_not_the_group_is_an_error(indices: list[int], message: str) -> None:
     with pytest.raises(InfrastructureError, match=message):
-        await collect(RolloutPool([sending(indices)], 5.0).stream([1], 3, 0))
+        await collect(RolloutPool([sending(indices)], 5.0).stream(RolloutRequest([1], 3, 0)))
 
 
 async def test_a_replica_that_does_not_answer_is_named(worker: RolloutWorker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,9 +133,9 @@ async def test_a_replica_that_does_not_answer_is_named(worker: RolloutWorker, mo
     await worker.engine.pause()
     pool = RolloutPool([worker.stream], 5.0)
     with pytest.raises(WaitTimeoutError, match=r"waited 0\.1 s for rollout replica 0 to answer and gave up"):
-        await collect(pool.stream([1], 2, 0))
+        await collect(pool.stream(RolloutRequest([1], 2, 0)))
     await worker.engine.resume()
-    assert len(await collect(pool.stream([1], 2, 0, max_tokens=4))) == 2
+    assert len(await collect(pool.stream(RolloutRequest([1], 2, 0, max_tokens=4)))) == 2
 
 
 async def test_a_looping_sample_ends_early() -> None:
@@ -162,7 +150,7 @@ async def test_a_looping_sample_ends_early() -> None:
     )  # fmt: skip
     worker = RolloutWorker(TinyEngine(settings, logits), (), 1000)
     await worker.start()
-    texts = await collect(RolloutPool([worker.stream], 5.0).stream([2], 2, seed=1))
+    texts = await collect(RolloutPool([worker.stream], 5.0).stream(RolloutRequest([2], 2, seed=1)))
     for text in texts:
         assert text.finish_reason == "repetition"
         assert text.token_ids.tolist() == [3, 2] * 6  # 12 tokens of a pattern of 4, three times
@@ -170,5 +158,5 @@ async def test_a_looping_sample_ends_early() -> None:
     logits[2, 3] = logits[3, 2] = 0.0
     free = RolloutWorker(TinyEngine(settings, logits), (), 1000)
     await free.start()
-    texts = await collect(RolloutPool([free.stream], 5.0).stream([2], 2, seed=1))
+    texts = await collect(RolloutPool([free.stream], 5.0).stream(RolloutRequest([2], 2, seed=1)))
     assert [(t.finish_reason, t.num_tokens) for t in texts] == [("length", 60)] * 2

@@ -11,6 +11,7 @@ from actors.engine import DirtyEngineError, EngineSettings
 from actors.tiny_engine import TinyEngine
 from actors.worker import RolloutWorker
 from lwz_ray.errors import WaitTimeoutError
+from lwz_ray.records import RolloutRequest
 from lwz_ray.weights import pack_buckets
 from tests.rollout_parts import collect
 
@@ -54,8 +55,8 @@ async def test_a_request_waits_for_an_update_and_not_for_ever(tmp_path: Path) ->
     update = asyncio.create_task(worker.update(1, None, 5.0))
     await asyncio.sleep(0)
     with pytest.raises(WaitTimeoutError, match=r"waited 0\.05 s for a weight update to finish before generating"):
-        await collect(worker.stream([1], 1, 0, 0.05))
-    waiting = asyncio.create_task(collect(worker.stream([1], 2, 0, 5.0)))
+        await collect(worker.stream(RolloutRequest([1], 1, 0), 0.05))
+    waiting = asyncio.create_task(collect(worker.stream(RolloutRequest([1], 2, 0), 5.0)))
     await asyncio.sleep(0)
     engine.may_load.set()
     assert {s.policy_version for c in await waiting for s in c.version_spans} == {1}
@@ -68,18 +69,18 @@ async def test_an_update_that_hangs_leaves_the_engine_dirty(tmp_path: Path) -> N
     with pytest.raises(WaitTimeoutError, match=r"waited 0\.05 s for the engine to load policy version 1"):
         await worker.update(1, None, 0.05)
     with pytest.raises(DirtyEngineError, match=r"update to policy version 1 did not finish in 0\.05 s"):
-        await collect(worker.stream([1], 1, 0, 0.05))
+        await collect(worker.stream(RolloutRequest([1], 1, 0), 0.05))
     engine.may_load.set()
     stage(worker, 2)
     await worker.update(2, None, 5.0)
-    assert (await collect(worker.stream([1], 1, 0, 5.0)))[0].policy_version_min == 2
+    assert (await collect(worker.stream(RolloutRequest([1], 1, 0), 5.0)))[0].policy_version_min == 2
 
 
 async def test_a_request_that_never_ends_is_given_up(tmp_path: Path) -> None:
     worker, engine = await started(tmp_path)
     await engine.pause()
     with pytest.raises(WaitTimeoutError, match=r"waited 1 s for 3 of 3 completions of request r1"):
-        await collect(worker.stream([1], 3, 0, 1.0))
+        await collect(worker.stream(RolloutRequest([1], 3, 0), 1.0))
 
 
 async def test_what_was_staged_is_gone_after_an_update_and_after_the_end(tmp_path: Path) -> None:

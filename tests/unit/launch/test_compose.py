@@ -140,6 +140,13 @@ def test_a_map_is_laid_over_the_rest():
     assert compose(["rewards.weights={length: 2}"]).rewards.weights == weights
 
 
+def test_a_number_of_replicas_must_be_given_to_scale() -> None:
+    assert error_of("stage=scale", "run.name=x") == (
+        "stage=scale needs rewards.replicas=N, the number of reward replicas that the run is to have"
+    )
+    assert compose(["stage=scale", "run.name=x", "rewards.replicas=3"]).rewards.replicas == 3
+
+
 def test_paths_become_absolute(tmp_path: Path):
     config = compose(["model.path=m", "data.path=d.jsonl", "eval.path=hub:a/b", "rewards.writing.path=hub:c/d"])
     assert config.model.path == str(tmp_path / "m")

@@ -18,7 +18,7 @@ from learners.reward_model import RewardModel
 from learners.trainer import Trainer
 from lwz_ray.errors import UserError
 from lwz_ray.preferences import EncodedPair
-from tests.learner_parts import free_address, run_ranks
+from tests.learner_parts import alone_and_in_two
 from tests.preference_parts import pairs, rows, train_score_export, trainer
 
 NAMES = ["loss", "grad_norm", "pair_accuracy", "score_gap", "score_mean", "pairs", "tokens", "lr"]
@@ -56,17 +56,7 @@ def make(tiny_model_dir: Path) -> Iterator[Callable[..., Trainer]]:
 @pytest.fixture(scope="module")
 def seen(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return what one rank alone and each of two ranks saw, and the export of the two."""
-    out: dict[str, Any] = {}
-    for world_size in (1, 2):
-        folder = tmp_path_factory.mktemp(f"world_{world_size}")
-        arguments = (world_size, free_address(), str(tiny_model_dir), str(folder))
-        if world_size == 1:
-            train_score_export(0, *arguments)
-        else:
-            run_ranks(train_score_export, world_size, arguments)
-        out[f"of_{world_size}"] = [torch.load(folder / f"rank_{r}.pt", weights_only=False) for r in range(world_size)]
-        out["export"] = folder / "export"
-    return out
+    return alone_and_in_two(train_score_export, tiny_model_dir, tmp_path_factory)
 
 
 def score(learner: Trainer, items: list[EncodedPair], budget: int = 40) -> torch.Tensor:

@@ -9,23 +9,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.learner_parts import free_address, run_ranks, train_stage_export
+from tests.learner_parts import alone_and_in_two, train_stage_export
 
 
 @pytest.fixture(scope="module")
 def seen(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return what one rank alone and each of two ranks saw, and the export of the two."""
-    out: dict[str, Any] = {}
-    for world_size in (1, 2):
-        folder = tmp_path_factory.mktemp(f"world_{world_size}")
-        arguments = (world_size, free_address(), str(tiny_model_dir), str(folder))
-        if world_size == 1:
-            train_stage_export(0, *arguments)
-        else:
-            run_ranks(train_stage_export, world_size, arguments)
-        out[f"of_{world_size}"] = [torch.load(folder / f"rank_{r}.pt", weights_only=False) for r in range(world_size)]
-        out["export"] = folder / "export"
-    return out
+    return alone_and_in_two(train_stage_export, tiny_model_dir, tmp_path_factory)
 
 
 @pytest.mark.parametrize("step", [0, 1])

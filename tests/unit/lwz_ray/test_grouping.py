@@ -12,7 +12,7 @@ from actors.streams import CompletionStream
 from lwz_ray.config import TemplateConfig
 from lwz_ray.errors import InfrastructureError
 from lwz_ray.grouping import GroupMaker, MadeGroup
-from lwz_ray.records import Completion, Prompt, Sample, VersionSpan
+from lwz_ray.records import Completion, Prompt, RolloutRequest, Sample, VersionSpan
 from tests.loop_parts import WordEncoder, make_config
 
 PROMPT = Prompt("p", "Write.", "en", (1, 3), 2)
@@ -32,16 +32,8 @@ class Journal:
         self._order, self._before = order, before
         self._samples: list[Sample] = []
 
-    async def stream(
-        self,
-        prompt_token_ids: Sequence[int],
-        num_samples: int,
-        seed: int,
-        *,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-    ) -> CompletionStream:
-        self.events.append(f"ask {list(prompt_token_ids)} {num_samples} {seed}")
+    async def stream(self, request: RolloutRequest) -> CompletionStream:
+        self.events.append(f"ask {list(request.prompt_token_ids)} {request.num_samples} {request.seed}")
         try:
             for i, index in enumerate(self._order):
                 waiting = self._before(i)

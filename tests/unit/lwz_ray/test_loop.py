@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from actors.streams import CompletionStream
 from actors.tiny_engine import TinyEngine
 from lwz_ray.errors import InfrastructureError
-from lwz_ray.records import Sample
+from lwz_ray.records import RolloutRequest, Sample
 from tests.loop_parts import FailingScorer, SlowRollouts, System, make_config, make_system
 
 
@@ -179,18 +178,10 @@ async def test_a_resumed_asynchronous_run_trains_every_group_once(tmp_path: Path
 class BrokenEngine(TinyEngine):
     """Fails at the sixth request."""
 
-    async def stream(
-        self,
-        prompt_token_ids: Sequence[int],
-        num_samples: int,
-        seed: int,
-        request_id: str,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-    ) -> CompletionStream:
+    async def stream(self, request: RolloutRequest, request_id: str) -> CompletionStream:
         if request_id == "r6":
             raise RuntimeError("the engine lost its memory")
-        async for item in super().stream(prompt_token_ids, num_samples, seed, request_id, temperature, max_tokens):
+        async for item in super().stream(request, request_id):
             yield item
 
 
