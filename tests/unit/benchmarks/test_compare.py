@@ -103,6 +103,8 @@ def test_padding_after_the_stop_string_is_not_counted_as_completed() -> None:
 def test_words_of_the_command_line_win_and_may_be_short() -> None:
     assert bench_words([])[0] == "run=demo_cpu"
     config = bench_config(["model=models/other", "max_tokens=32", "steps=7"])
+    # TRL's side has no reward model, and the demo's need not have been trained.
+    assert (config.rewards.writing.path, config.rewards.active) == (None, ("length", "format"))
     assert (Path(config.model.path).name, config.sampling.max_tokens, config.steps) == ("other", 32, 7)
     assert (config.groups_per_step, config.group_size, config.data.languages) == (2, 8, ["en"])
 
