@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 import regex
 
-from lwz_ray.text import units
+from lwz_ray.text import SENTENCE_END, units
 
 MAX_DISTINCT_SENTENCES = 16
 """Longest loop of sentences that is looked for."""
 MIN_FIXED_WORDS = 6
 """A sentence with fewer words beside its numbers may differ in its numbers alone without being a repetition."""
 
-_SENTENCE_END = regex.compile(r"[\n\r。！？；…]++|[.!?]++(?=\s|$)", regex.VERSION1)
 _LIST_NUMBER = regex.compile(r"^\W*\d+\s*[.):、．：]\s*")
 _LONE_NUMBER = regex.compile(r"^\W*\d+\W*$")
 _DIGIT = regex.compile(r"\d")
@@ -92,7 +91,7 @@ class SentenceWatch:
         """Take the next piece of text; return where the looping text ends, in characters from its start, or None."""
         self._open += text
         begin = 0
-        for end in _SENTENCE_END.finditer(self._open):
+        for end in SENTENCE_END.finditer(self._open):
             if end.end() == len(self._open):
                 break  # What follows decides whether a sentence ends here.
             sentence = _sentence(self._open[begin : end.start()])

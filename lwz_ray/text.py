@@ -19,7 +19,8 @@ _RUN = (
 )
 _UNIT = regex.compile(rf"{_SINGLE}{_VOICING}|{_RUN}", regex.VERSION1)
 _HAN = regex.compile(r"\p{Han}")
-_SENTENCE_END = regex.compile(r"[\n\r。！？；…]++|[.!?]++(?=\s|$)", regex.VERSION1)
+SENTENCE_END = regex.compile(r"[\n\r。！？；…]++|[.!?]++(?=\s|$)", regex.VERSION1)
+"""Line ends, and the sentence marks of both languages; a Latin mark only before white space."""
 
 
 def units(text: str) -> list[str]:
@@ -77,4 +78,4 @@ def sentences(text: str) -> list[str]:
 
     A Latin mark ends a sentence only before white space, so that "3.14" stays whole.
     """
-    return [piece.strip() for piece in _SENTENCE_END.split(text) if piece.strip()]
+    return [piece.strip() for piece in SENTENCE_END.split(text) if piece.strip()]

@@ -72,10 +72,14 @@ class BigramLearner:
         self.poisoned: set[int] = set()
         """Calls of `train`, counted from 1, whose loss is not a number."""
         self.duration_s = 0.0
+        self.busy_until: Callable[[], bool] = lambda: True
+        """A step takes at least until this holds."""
 
     async def train(self, minibatches: Sequence[Sequence[TrainSample]]) -> StepResult:
         """Take one optimizer step per minibatch; others run meanwhile."""
         await asyncio.sleep(self.duration_s)
+        while not self.busy_until():  # noqa: ASYNC110 - it looks at plain state that sets no event
+            await asyncio.sleep(0.001)
         self.calls += 1
         losses, mismatch, tokens, skipped = [], 0.0, 0, 0
         for samples in minibatches:

@@ -3,21 +3,20 @@
 import numpy as np
 import regex
 
-from lwz_ray.degradations.passages import ends_closed
+from lwz_ray.degradations.passages import WORD, ends_closed
 from lwz_ray.text import count_words
 
 HEAD_SHARES = (0.2, 0.6)
 """Share of the words that stay."""
 NEAR_END = 0.9
 """A sentence that ends after this share of the words wanted is where a long continuation is cut."""
-_WORD = regex.compile(r"\p{Han}|[\p{L}\p{N}][\p{L}\p{N}'’-]*+")
 _LAST_END = regex.compile(r".*[.!?。！？](?=\s|$|\p{Han})", regex.DOTALL)
 
 
 def split_head(text: str, rng: np.random.Generator) -> tuple[str, str] | None:
     """Return the first 20 to 60 percent of the words and the rest; None where either would be empty."""
     text = text.strip()
-    words = list(_WORD.finditer(text))
+    words = list(WORD.finditer(text))
     if len(words) < 2:
         return None
     k = min(len(words) - 1, max(1, round(rng.uniform(*HEAD_SHARES) * len(words))))
@@ -37,7 +36,7 @@ def join_hot(head: str, rest: str, continuation: str) -> str | None:
     is near; an open end is closed with a mark. So neither length nor the end gives it away.
     """
     limit = count_words(rest)
-    words = list(_WORD.finditer(continuation))
+    words = list(WORD.finditer(continuation))
     if not words:
         return None
     if len(words) > limit >= 1:

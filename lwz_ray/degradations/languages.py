@@ -1,15 +1,13 @@
 """Fall out of the language: some sentences or phrases in another one."""
 
 import numpy as np
-import regex
 
 from lwz_ray.degradations.inventory import PHRASES, SENTENCES
-from lwz_ray.degradations.passages import Passages, split_passages
+from lwz_ray.degradations.passages import WORD, Passages, split_passages
 from lwz_ray.text import count_words
 
 WHOLE_SENTENCES = 0.5
 """Share of the texts in which whole sentences are foreign; in the others phrases inside sentences are."""
-_WORD = regex.compile(r"\p{Han}|[\p{L}\p{N}][\p{L}\p{N}'’-]*+")
 _FOR_CHINESE = ("en",)
 
 
@@ -49,7 +47,7 @@ def _foreign(language: str, num_words: int, rng: np.random.Generator) -> str:
 
 def _with_phrase(sentence: str, phrase: str, passages: Passages, rng: np.random.Generator) -> str:
     """Return the sentence with the phrase in the place of as many of its words."""
-    words = list(_WORD.finditer(sentence))
+    words = list(WORD.finditer(sentence))
     if not words:
         return sentence
     num = min(len(words), count_words(phrase))

@@ -3,13 +3,12 @@
 import numpy as np
 import regex
 
-from lwz_ray.degradations.passages import split_passages
+from lwz_ray.degradations.passages import WORD, split_passages
 
 LEAST_MOVED = 0.6
 """Share of the sentences that a shuffle moves at least."""
 CUT_SHARES = (0.3, 0.8)
 """Of the words that a cut leaves."""
-_WORD = regex.compile(r"\p{Han}|[\p{L}\p{N}][\p{L}\p{N}'’-]*+")
 _BOUNDARY = regex.compile(r"[.!?。！？…\n]")
 
 
@@ -37,7 +36,7 @@ def cut(text: str, rng: np.random.Generator) -> str | None:
     One cut in four falls inside a word, as a token limit does.
     """
     text = text.strip()
-    words = list(_WORD.finditer(text))
+    words = list(WORD.finditer(text))
     first, last = (round(share * len(words)) for share in CUT_SHARES)
     places = [
         k

@@ -7,6 +7,8 @@ import regex
 
 from lwz_ray.text import count_words, detect_language
 
+WORD = regex.compile(r"\p{Han}|[\p{L}\p{N}][\p{L}\p{N}'’-]*+")
+"""A place where a text can be cut: a word with its hyphens, or a Chinese character."""
 # A mark of the Latin kind ends a sentence only before white space; titles and single initials end none.
 _END = regex.compile(
     r"(?:[。！？…]++[”’」』）】]*+\s*+"
