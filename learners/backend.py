@@ -40,15 +40,37 @@ class Backend(Protocol):
         """Return the element-wise sums, equal on every rank."""
         ...
 
-    def stream_weights(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield (Hugging Face name, whole tensor), a collective each."""
+    def stream_weights(
+        self, dtype: torch.dtype, trainable_only: bool = False
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (name behind `lm.`, whole tensor), a collective each; gathered, one tensor exists at a time.
+
+        trainable_only: leave out parameters without a gradient, as the base weights under adapters are.
+        """
         ...
 
     def weight_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
         """Return (Hugging Face name, whole shape) in the order of `stream_weights`, without a transfer."""
         ...
 
-    def save(self, folder: str) -> None: ...
+    def snapshot(self) -> list[torch.Tensor]:
+        """Return copies of this rank's shards of the trained weights, in a fixed order."""
+        ...
+
+    def swap(self, snapshot: list[torch.Tensor]) -> None:
+        """Exchange the contents of weights and snapshot, in place; a second call undoes it.
+
+        Between the two calls only forward passes without gradient are allowed.
+        """
+        ...
+
+    def save(self, folder: str) -> None:
+        """Take this rank's part of a checkpoint; it may be written to the existing folder by `finish_save` only."""
+        ...
+
+    def finish_save(self) -> None:
+        """Return when the last `save` is on disk; raises what went wrong with it. No-op where none is under way."""
+        ...
 
     def load(self, folder: str) -> None: ...
 

@@ -30,4 +30,6 @@ def build_objective(settings: LearnerSettings) -> Objective:
     """Return the objective that fits the network of `learners.models.build_model`."""
     if settings.objective == "preference":
         return PreferenceObjective(settings.center_coefficient)
-    return PolicyObjective(settings.clip_epsilon, settings.temperature)
+    if settings.objective == "policy" and settings.algorithm is not None:
+        return PolicyObjective(settings.algorithm, settings.temperature)
+    raise ValueError(f"objective={settings.objective!r} needs LearnerSettings.algorithm")

@@ -52,8 +52,8 @@ class PolicyModel(torch.nn.Module):
         positions: torch.Tensor,
         targets: torch.Tensor,
         temperature: float,
-    ) -> torch.Tensor:
-        """Return float32 logprobs [num_positions] of `targets` at `positions` of one packed row.
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return float32 logprobs of `targets` at `positions` of one packed row, and entropies, both [num_positions].
 
         token_ids, position_ids: int64 [1, num_tokens]; positions, targets: int64 [num_positions].
         """

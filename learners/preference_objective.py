@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from learners.reward_model import RewardModel
-from lwz_ray.losses import preference_loss
+from lwz_ray.preference_loss import preference_loss
 from lwz_ray.preferences import PairBatch
 
 

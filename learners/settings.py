@@ -1,6 +1,10 @@
 """What a learner rank is built from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+from lwz_ray.config_algorithm import AlgorithmConfig
+from lwz_ray.config_rooms import LoraConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +19,6 @@ class LearnerSettings:
     publish_dtype: str
     threads: int
     temperature: float
-    clip_epsilon: float
     logprob_chunk_tokens: int
     activation_checkpointing: bool
     reshard_after_forward: bool
@@ -32,17 +35,32 @@ class LearnerSettings:
     """Of every collective and of the rendezvous."""
     seed: int
     objective: str = "policy"
-    """policy | preference: which network is built and what it is trained on."""
+    """policy | critic | preference: which network is built and what it is trained on."""
     backend: str = "fsdp"
     """fsdp | deepspeed"""
     zero_stage: int = 2
     """DeepSpeed's: 1 | 2 | 3"""
     center_coefficient: float = 0.0
-    """Preference only: see `lwz_ray.losses.preference_loss`."""
+    """Preference only: see `lwz_ray.preference_loss.preference_loss`."""
     lr_schedule: str = "constant"
     """After warm-up: constant | linear, to 0 at `total_steps`."""
     total_steps: int = 0
     """Optimizer steps of the whole run, warm-up included; the linear schedule needs it."""
+
+    algorithm: AlgorithmConfig | None = None
+    """Policy and critic only."""
+    value_clip: float | None = None
+    """Critic only: see `CriticConfig`."""
+    lora: LoraConfig | None = None
+    """None: every weight is trained."""
+    cpu_offload: bool = False
+    sequence_parallel: int = 1
+    """Ranks that share one packed row; neighbours in rank."""
+    attention: str = "sdpa"
+    """sdpa | varlen"""
+    liger: bool = False
+    deepspeed_config: dict[str, Any] = field(default_factory=dict)
+    """The content of the user's file, merged over what `learners.deepspeed` generates."""
 
     def __post_init__(self) -> None:
         if self.lr_schedule == "linear" and self.total_steps < 1:

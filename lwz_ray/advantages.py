@@ -6,14 +6,12 @@ Mean and std are taken over the samples that have reward k; both sums run over t
 """
 
 from collections.abc import Mapping
-from typing import Literal
-
 import numpy as np
+
+from lwz_ray.config_algorithm import AdvantageMethod
 
 SPREAD_FLOOR = 1e-6
 """A group's standard deviation at or below this counts as no spread."""
-
-Method = Literal["mean_of_normalised", "normalise_sum", "normalise_sum_batch"]
 
 
 def has_spread(values: np.ndarray) -> bool:
@@ -34,7 +32,7 @@ def normalise(values: np.ndarray) -> np.ndarray:
 
 
 def group_advantages(
-    rewards: Mapping[str, np.ndarray], weights: Mapping[str, float], method: Method = "mean_of_normalised"
+    rewards: Mapping[str, np.ndarray], weights: Mapping[str, float], method: AdvantageMethod = "mean_of_normalised"
 ) -> np.ndarray:
     """Return the advantages [group_size] of one group.
 
@@ -57,7 +55,7 @@ def group_advantages(
 
 
 def batch_advantages(
-    groups: list[Mapping[str, np.ndarray]], weights: Mapping[str, float], method: Method = "mean_of_normalised"
+    groups: list[Mapping[str, np.ndarray]], weights: Mapping[str, float], method: AdvantageMethod = "mean_of_normalised"
 ) -> list[np.ndarray]:
     """Return the advantages of every group of a batch; only `normalise_sum_batch` looks across groups."""
     advantages = [group_advantages(rewards, weights, method) for rewards in groups]

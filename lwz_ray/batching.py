@@ -7,7 +7,7 @@ import numpy as np
 from lwz_ray.advantages import batch_advantages
 from lwz_ray.config import AlgorithmConfig
 from lwz_ray.errors import RewardFailure
-from lwz_ray.losses import token_weights_of
+from lwz_ray.token_weights import token_weights_of
 from lwz_ray.records import Group, Sample, TrainSample
 
 
@@ -51,11 +51,12 @@ def train_sample(sample: Sample, advantage: float, token_weight: float, masked: 
     logprobs = np.zeros(num_prompt + num_completion, dtype=np.float32)
     logprobs[num_prompt:] = sample.completion.rollout_logprobs
     token_ids = np.concatenate([sample.prompt_token_ids, sample.completion.token_ids]).astype(np.int32)
-    return TrainSample(token_ids, num_prompt, mask, logprobs, float(advantage), token_weight)
+    advantages = np.where(mask, np.float32(advantage), np.float32(0.0))
+    return TrainSample(token_ids, num_prompt, mask, logprobs, advantages, token_weight)
 
 
 def minibatches_of(
-    groups: Sequence[Group], advantages: Sequence[np.ndarray], algorithm: AlgorithmConfig
+    groups: Sequence[Group], advantages: Sequence[np.ndarray], algorithm: AlgorithmConfig, fixed_length_tokens: int
 ) -> list[list[TrainSample]]:
     """Cut a batch into `minibatches` runs of groups; each minibatch has its own denominators."""
     out = []
@@ -63,6 +64,6 @@ def minibatches_of(
         rows = [(s, a) for g in part for s, a in zip(groups[g].samples, advantages[g], strict=True)]
         masked = [algorithm.truncated == "mask" and s.completion.finish_reason == "length" for s, _ in rows]
         lengths = [0 if m else s.completion.num_tokens for (s, _), m in zip(rows, masked, strict=True)]
-        weights = token_weights_of(lengths, algorithm.loss_aggregation)
+        weights = token_weights_of(lengths, algorithm.loss_aggregation, fixed_length_tokens)
         out.append([train_sample(s, a, w, m) for (s, a), w, m in zip(rows, weights, masked, strict=True)])
     return out

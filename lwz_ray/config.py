@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from lwz_ray.config_algorithm import AlgorithmConfig, CriticConfig
 from lwz_ray.config_base import Language, Node, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Share
 from lwz_ray.config_rewards import (
     COMPONENTS,
@@ -25,6 +26,7 @@ from lwz_ray.config_rooms import (
     ActorsConfig,
     ClusterConfig,
     LearnersConfig,
+    LoraConfig,
     RepetitionStopConfig,
     WeightsConfig,
 )
@@ -38,6 +40,7 @@ __all__ = [
     "ColumnsConfig",
     "Component",
     "Config",
+    "CriticConfig",
     "CurateConfig",
     "DataConfig",
     "EvalConfig",
@@ -47,6 +50,7 @@ __all__ = [
     "JudgeConfig",
     "LearnersConfig",
     "LengthRewardConfig",
+    "LoraConfig",
     "ModelConfig",
     "Node",
     "OnFailure",
@@ -72,7 +76,15 @@ class RunConfig(Node):
     """Parent of the run folder; absolute in a submitted Ray job."""
     resume: Literal["never", "auto"]
     checkpoint_every_steps: Positive
+    checkpoint_async: bool
+    """Write a checkpoint while training goes on; false: wait for it."""
     keep_checkpoints: Positive
+    """The newest."""
+    keep_best: NonNegative
+    """And the best by `best_metric`."""
+    best_metric: str | None
+    """A key of metrics.jsonl."""
+    best_mode: Literal["max", "min"]
     git_revision: str | None = None
     """Passed in where the code travels without `.git` (a submitted job)."""
 
@@ -151,29 +163,6 @@ class SamplingConfig(Node):
     max_tokens: Positive
 
 
-class AlgorithmConfig(Node):
-    """The policy-gradient objective."""
-
-    name: Literal["grpo"]
-    clip_epsilon: Share
-    advantage: Literal["mean_of_normalised", "normalise_sum", "normalise_sum_batch"]
-    loss_aggregation: Literal["sequence_mean", "token_mean"]
-    minibatches: Positive
-    """Optimizer steps a batch is cut into."""
-    truncated: Literal["train", "mask"]
-    """Samples cut by the token limit: trained like others, or masked out of the loss."""
-    kl_coefficient: Annotated[float, Field(ge=0)]
-
-    @model_validator(mode="after")
-    def _no_kl(self) -> Self:
-        if self.kl_coefficient != 0:
-            raise ValueError(
-                f"algorithm.kl_coefficient={self.kl_coefficient}: a KL term needs a reference model, which this "
-                "version does not have; use 0 (the paper's value)"
-            )
-        return self
-
-
 class OptimizerConfig(Node):
     """AdamW with linear warm-up to a constant rate."""
 
@@ -226,6 +215,8 @@ class Config(Node):
     preference: PreferenceConfig
     curate: CurateConfig
     algorithm: AlgorithmConfig
+    critic: CriticConfig
+    lora: LoraConfig
     optimizer: OptimizerConfig
     learners: LearnersConfig
     weights: WeightsConfig

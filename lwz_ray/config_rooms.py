@@ -1,8 +1,8 @@
 """Config of the rooms: what runs on Ray and how it is sized."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lwz_ray.config_base import Node, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Share
 
@@ -57,8 +57,45 @@ class LearnersConfig(Node):
     logprob_chunk_tokens: Positive
     activation_checkpointing: bool
     reshard_after_forward: bool
+    cpu_offload: bool
+    """Keep master weights, gradients and moments in host memory."""
+    sequence_parallel: Positive
+    """Ranks that share one packed row; the rows are spread over ranks / sequence_parallel."""
+    attention: Literal["sdpa", "varlen"]
+    """varlen: one variable-length kernel a layer, on GPUs."""
+    attention_cost: NonNegativeFloat | None
+    """Cost of one query-key pair in units of one token's other work; null: from the model's shape."""
+    liger: bool
+    """Liger's fused kernels, on GPUs."""
+    deepspeed_config: str | None
+    """DeepSpeed only: a JSON file in DeepSpeed's own words, merged over the config that is generated."""
     start_timeout_s: PositiveFloat
     step_timeout_s: PositiveFloat
+
+
+    @model_validator(mode="after")
+    def _checks(self) -> Self:
+        if self.ranks % self.sequence_parallel:
+            raise ValueError(
+                f"learners.ranks={self.ranks} is no multiple of learners.sequence_parallel={self.sequence_parallel}"
+            )
+        if self.deepspeed_config is not None and self.backend != "deepspeed":
+            raise ValueError(f"learners.deepspeed_config={self.deepspeed_config} but learners.backend=fsdp: choose learners=deepspeed")
+        for key, value in (("attention=varlen", self.attention == "varlen"), ("liger=true", self.liger)):
+            if value and self.device != "cuda":
+                raise ValueError(f"learners.{key} needs learners.device=cuda; leave it out on CPUs")
+        return self
+
+
+class LoraConfig(Node):
+    """Low-rank adapters (arXiv 2106.09685): only they are trained, published and checkpointed."""
+
+    rank: NonNegative
+    """0: no adapters, every weight is trained."""
+    alpha: PositiveFloat
+    """An adapter's product is scaled by alpha / rank."""
+    target_modules: Annotated[list[str], Field(min_length=1)]
+    """Names of the linear layers that get an adapter."""
 
 
 class WeightsConfig(Node):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lwz_ray.records import TrainSample
+from lwz_ray.records import TokenFacts, TrainSample
 
 Segment = tuple[int, int, int, int]
 """(prefix start, prefix stop, start, stop): row[start:stop] attends to row[prefix] and causally to itself."""
@@ -37,6 +37,17 @@ class Microbatch:
     """float32 [num_trained]"""
     token_weights: np.ndarray
     """float32 [num_trained]"""
+    token_ages: np.ndarray
+    """int32 [num_trained]"""
+    sample_of: np.ndarray
+    """int64 [num_trained], 0 … num_samples - 1: which sample of the row a trained token belongs to"""
+    sample_index: np.ndarray
+    """int64 [num_samples]: each sample's place in the list that was packed"""
+    old_logprobs: np.ndarray | None = None
+    """float32 [num_trained]; this and the next three are None where the samples do not carry them"""
+    ref_logprobs: np.ndarray | None = None
+    values: np.ndarray | None = None
+    returns: np.ndarray | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -45,6 +56,10 @@ class Microbatch:
     @property
     def num_trained(self) -> int:
         return int(self.targets.shape[0])
+
+    @property
+    def num_samples(self) -> int:
+        return int(self.sample_index.shape[0])
 
 
 def split_over_ranks(samples: Sequence[TrainSample], budget: int, ranks: int) -> list[list[Microbatch]]:
@@ -55,9 +70,7 @@ def split_over_ranks(samples: Sequence[TrainSample], budget: int, ranks: int) ->
     """
     families = group_by_prompt(samples, budget)
     plan = assign([_family_tokens(samples, f) for f in families], budget, ranks)
-    return [
-        [build_microbatch([[samples[i] for i in families[f]] for f in members]) for members in rank] for rank in plan
-    ]
+    return [[build_microbatch(samples, [families[f] for f in members]) for members in rank] for rank in plan]
 
 
 def group_by_prompt(samples: Sequence[TrainSample], budget: int) -> list[list[int]]:
@@ -94,13 +107,17 @@ def assign(lengths: Sequence[int], budget: int, ranks: int) -> list[list[list[in
         rounds += 1
 
 
-def build_microbatch(families: Sequence[Sequence[TrainSample]]) -> Microbatch:
-    """Lay out families of samples that share a prompt; none gives one untrained token, so that a rank keeps in step."""
-    if not families:
-        families = [[TrainSample(np.zeros(1, np.int32), 1, np.zeros(1, bool), np.zeros(1, np.float32), 0.0, 0.0)]]
+def build_microbatch(samples: Sequence[TrainSample], families: Sequence[Sequence[int]]) -> Microbatch:
+    """Lay out families of samples that share a prompt, given as indices into `samples`.
+
+    No family gives one untrained token, so that a rank keeps in step.
+    """
     row = _Row()
-    for samples in families:
-        row.add(samples)
+    for family in families:
+        row.add([samples[i] for i in family], family)
+    if not families:
+        nothing = np.zeros(1, np.float32)
+        row.add([TrainSample(np.zeros(1, np.int32), 1, np.zeros(1, bool), nothing, nothing, 0.0)], [])
     return row.build()
 
 
@@ -133,33 +150,58 @@ class _Row:
 
     def __init__(self) -> None:
         self._tokens = TokenRow()
-        self._trained: list[tuple[np.ndarray, ...]] = []
+        self._indices: list[int] = []
+        self._trained: list[dict[str, np.ndarray]] = []
 
-    def add(self, samples: Sequence[TrainSample]) -> None:
-        """Append one prompt and the completions of its samples."""
+    def add(self, samples: Sequence[TrainSample], indices: Sequence[int]) -> None:
+        """Append one prompt and the completions of its samples. indices: as many as samples, or none to keep none."""
         num_prompt = samples[0].num_prompt_tokens
         prompt_start = self._tokens.size
         self._tokens.append(samples[0].token_ids[:num_prompt], 0, (prompt_start, prompt_start))
-        for sample in samples:
+        for ordinal, sample in enumerate(samples, start=len(self._indices)):
             start = self._tokens.size
             own = slice(num_prompt, sample.num_tokens)
             self._tokens.append(sample.token_ids[own], num_prompt, (prompt_start, prompt_start + num_prompt))
-            trained = np.flatnonzero(sample.loss_mask[own])
+            trained = np.flatnonzero(sample.loss_mask)
+            completion = trained - num_prompt
             # Token j of a completion is predicted at the position before it; the first one at the prompt's last token.
-            before = np.where(trained == 0, prompt_start + num_prompt - 1, start + trained - 1)
+            before = np.where(completion == 0, prompt_start + num_prompt - 1, start + completion - 1)
             self._trained.append(
-                (
-                    before.astype(np.int64),
-                    sample.token_ids[own][trained].astype(np.int64),
-                    sample.rollout_logprobs[own][trained].astype(np.float32),
-                    np.full(trained.size, sample.advantage, dtype=np.float32),
-                    np.full(trained.size, sample.token_weight, dtype=np.float32),
-                )
+                {
+                    "rows": before.astype(np.int64),
+                    "targets": sample.token_ids[trained].astype(np.int64),
+                    "token_weights": np.full(trained.size, sample.token_weight, dtype=np.float32),
+                    "sample_of": np.full(trained.size, ordinal, dtype=np.int64),
+                    **_token_columns(sample, trained),
+                }
             )
+        self._indices.extend(indices)
 
     def build(self) -> Microbatch:
-        columns = [np.concatenate(c) for c in zip(*self._trained, strict=True)]
-        return Microbatch(*self._tokens.columns(), *columns)
+        """Raises ValueError where some samples of a row carry a column that others lack."""
+        names = set().union(*self._trained)
+        lacking = sorted(n for n in names if any(n not in columns for columns in self._trained))
+        if lacking:
+            raise ValueError(f"some samples of a microbatch have {', '.join(lacking)} and some have not")
+        columns = {n: np.concatenate([c[n] for c in self._trained]) for n in names}
+        ids, positions, segments = self._tokens.columns()
+        return Microbatch(ids, positions, segments, sample_index=np.asarray(self._indices, dtype=np.int64), **columns)
+
+
+def _token_columns(sample: TrainSample, trained: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what a sample says of its trained tokens; what it does not carry is left out."""
+    facts = sample.facts or TokenFacts()
+    ages = np.zeros(sample.num_tokens, np.int32) if sample.token_ages is None else sample.token_ages
+    columns = {
+        "rollout_logprobs": sample.rollout_logprobs,
+        "advantages": sample.advantages,
+        "old_logprobs": facts.old_logprobs,
+        "ref_logprobs": facts.ref_logprobs,
+        "values": facts.values,
+        "returns": sample.returns,
+    }
+    found = {name: c[trained].astype(np.float32) for name, c in columns.items() if c is not None}
+    return found | {"token_ages": ages[trained].astype(np.int32)}
 
 
 def _same_prompt(a: TrainSample, b: TrainSample) -> bool:

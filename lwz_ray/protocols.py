@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol
 
 from lwz_ray.preferences import EncodedPair
-from lwz_ray.records import Completion, Prompt, RolloutRequest, Sample, StepResult
+from lwz_ray.records import Completion, Prompt, RolloutRequest, Sample, StepResult, TokenFacts, TrainSample
 
 
 class Rollouts(Protocol):
@@ -54,8 +54,23 @@ class Learner(Protocol):
         """Take one optimizer step per minibatch of the objective's items (policy: TrainSample)."""
         ...
 
+    async def annotate(self, samples: Sequence[TrainSample]) -> list[TokenFacts]:
+        """Return what this group knows of each sample's tokens: old and reference logprobs, or a critic's values."""
+        ...
+
+    async def refresh_reference(self) -> None:
+        """Make the present policy the reference."""
+        ...
+
     async def save(self, folder: str) -> None:
-        """Write model, optimizer, scheduler and RNG states into an existing folder."""
+        """Take the state of model, optimizer, scheduler and RNG; written into an existing folder by `finish_save`.
+
+        Training may go on as soon as this returns.
+        """
+        ...
+
+    async def finish_save(self) -> None:
+        """Wait until what the last `save` took is on disk."""
         ...
 
     async def load(self, folder: str) -> None: ...

@@ -136,7 +136,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainSample:
-    """What a learner needs of one sample; one entry per token of prompt + completion."""
+    """What a learner needs of one sample; one entry per token of prompt + completion, 0 on prompt tokens."""
 
     token_ids: np.ndarray
     """int32 [num_tokens]"""
@@ -145,10 +145,16 @@ class TrainSample:
     loss_mask: np.ndarray
     """bool [num_tokens], true on trained completion tokens; built from roles, never from token values."""
     rollout_logprobs: np.ndarray
-    """float32 [num_tokens], 0 on prompt tokens."""
-    advantage: float
+    """float32 [num_tokens]"""
+    advantages: np.ndarray
+    """float32 [num_tokens]"""
     token_weight: float
     """What each trained token's loss is multiplied by: the global denominator, so that losses simply add up."""
+    token_ages: np.ndarray | None = None
+    """int32 [num_tokens], the version being trained minus the one that sampled the token; None: all 0"""
+    facts: "TokenFacts | None" = None
+    returns: np.ndarray | None = None
+    """float32 [num_tokens], what the critic's values are drawn to"""
 
     def __post_init__(self) -> None:
         n = self.token_ids.shape[0]
@@ -158,15 +164,39 @@ class TrainSample:
             )
         if self.loss_mask[:1].any():
             raise ValueError("train sample: the first token of a sample cannot be trained, nothing predicts it")
-        if self.loss_mask.shape != (n,) or self.rollout_logprobs.shape != (n,):
-            raise ValueError(
-                f"train sample: {n} token_ids, loss_mask {self.loss_mask.shape}, "
-                f"rollout_logprobs {self.rollout_logprobs.shape}"
-            )
+        columns = {
+            "loss_mask": self.loss_mask,
+            "rollout_logprobs": self.rollout_logprobs,
+            "advantages": self.advantages,
+            "token_ages": self.token_ages,
+            "returns": self.returns,
+        }
+        for name, column in columns.items():
+            if column is not None and column.shape != (n,):
+                raise ValueError(f"train sample: {n} token_ids, {name} {column.shape}")
 
     @property
     def num_tokens(self) -> int:
         return int(self.token_ids.shape[0])
+
+    @property
+    def num_trained(self) -> int:
+        return int(self.loss_mask.sum())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenFacts:
+    """What learners say of a sample's tokens before the first optimizer step of its batch.
+
+    Each float32 [num_tokens], 0 where the loss mask is false; None where nobody was asked.
+    """
+
+    old_logprobs: np.ndarray | None = None
+    """Of the policy, temperature applied."""
+    ref_logprobs: np.ndarray | None = None
+    """Of the reference, temperature applied."""
+    values: np.ndarray | None = None
+    """The critic's, of the state before each token."""
 
 
 @dataclass(frozen=True, slots=True)

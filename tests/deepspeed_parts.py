@@ -8,7 +8,7 @@ import torch
 
 from learners.deepspeed import DeepSpeedBackend
 from learners.models import build_model
-from learners.policy_objective import PolicyObjective
+from learners.objective import build_objective
 from learners.trainer import Trainer
 from lwz_ray.errors import UserError
 from lwz_ray.packing import Microbatch, split_over_ranks
@@ -33,7 +33,7 @@ def torch_step(model_dir: Path) -> dict[str, Any]:
     wanted = settings(model_dir, **SMOOTH)
     model: Any = build_model(wanted).float()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=wanted.betas, eps=wanted.eps, weight_decay=0.1)
-    objective = PolicyObjective(wanted.clip_epsilon, wanted.temperature)
+    objective = build_objective(wanted)
     for microbatch in [m for rank in plan() for m in rank]:
         objective.loss(model, microbatch, torch.device("cpu"))[0].backward()
     named = {name.removeprefix("lm."): p for name, p in model.named_parameters()}
@@ -88,7 +88,7 @@ def _one_step(backend: DeepSpeedBackend) -> dict[str, Any]:
 
 
 def _accumulate(backend: DeepSpeedBackend, unfinished: bool = False) -> None:
-    objective = PolicyObjective(0.2, 0.8)
+    objective = build_objective(backend.settings)
     first, last = plan()[backend.rank]
     backend.accumulate(objective.loss(backend.model, first, backend.device)[0], last=False)
     if not unfinished:

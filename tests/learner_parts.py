@@ -15,10 +15,11 @@ from torch.multiprocessing.spawn import start_processes
 from learners.fsdp import FsdpBackend
 from learners.settings import LearnerSettings
 from learners.trainer import Trainer
-from lwz_ray.losses import token_weights_of
+from lwz_ray.token_weights import token_weights_of
 from lwz_ray.packing import split_over_ranks
 from lwz_ray.records import TrainSample
 from lwz_ray.staging import read_staged
+from tests.algorithms import algorithm
 
 TIMEOUT_S = 150.0
 
@@ -33,7 +34,6 @@ def settings(model: Path, **changes: Any) -> LearnerSettings:
         "publish_dtype": "float32",
         "threads": 1,
         "temperature": 0.8,
-        "clip_epsilon": 0.2,
         "logprob_chunk_tokens": 16,
         "activation_checkpointing": True,
         "reshard_after_forward": True,
@@ -48,6 +48,7 @@ def settings(model: Path, **changes: Any) -> LearnerSettings:
         "staging_bytes": 2**25,
         "timeout_s": 60.0,
         "seed": 0,
+        "algorithm": algorithm(old_logprobs="rollout", correction="none"),
     }
     return LearnerSettings(**plain | changes)
 
@@ -55,7 +56,7 @@ def settings(model: Path, **changes: Any) -> LearnerSettings:
 def batch(lengths: tuple[int, ...] = (5, 17, 2, 30, 11), seed: int = 1, **changes: Any) -> list[TrainSample]:
     """Return samples of these completion lengths; runs of two share a prompt, advantages alternate in sign."""
     rng = np.random.default_rng(seed)
-    weights = token_weights_of(lengths, "sequence_mean")
+    weights = token_weights_of(lengths, "sequence_mean", 1)
     out = []
     for i, length in enumerate(lengths):
         prompt = 1000 + 10 * (i // 2) + np.arange(4 + i // 2)
@@ -63,7 +64,7 @@ def batch(lengths: tuple[int, ...] = (5, 17, 2, 30, 11), seed: int = 1, **change
         mask = np.arange(len(ids)) >= len(prompt)
         # A random model gives every token about ln(1 / 49152) = -10.8 nats.
         logprobs = np.where(mask, -10.8 + 0.1 * rng.standard_normal(len(ids)), 0.0).astype(np.float32)
-        plain = {"advantage": (-1.0) ** i * (1.0 + i / 4), "token_weight": weights[i], "loss_mask": mask}
+        plain = {"advantages": np.where(mask, np.float32((-1.0) ** i * (1.0 + i / 4)), np.float32(0.0)), "token_weight": weights[i], "loss_mask": mask}
         out.append(TrainSample(ids, len(prompt), rollout_logprobs=logprobs, **plain | changes))
     return out
 

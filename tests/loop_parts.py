@@ -21,7 +21,7 @@ from lwz_ray.config import Config
 from lwz_ray.errors import RewardFailure
 from lwz_ray.grouping import GroupMaker, group_seed
 from lwz_ray.loop import Parts, TrainingLoop
-from lwz_ray.losses import clipped_policy_loss
+from lwz_ray.policy_losses import POLICY_LOSSES, TokenColumns
 from lwz_ray.packing import split_over_ranks
 from lwz_ray.protocols import GroupScoring, Rollouts, Scorer
 from lwz_ray.records import Prompt, RolloutRequest, Sample, StepResult, TrainSample
@@ -89,10 +89,14 @@ class BigramLearner:
                 logits = self.logits[torch.from_numpy(row.token_ids[row.rows])] / self._config.sampling.temperature
                 targets = torch.from_numpy(row.targets)[:, None]
                 logprobs = torch.log_softmax(logits, dim=1).gather(1, targets)[:, 0]
-                columns = [torch.from_numpy(c) for c in (row.rollout_logprobs, row.advantages, row.token_weights)]
-                out = clipped_policy_loss(logprobs, *columns, clip_epsilon=self._config.algorithm.clip_epsilon)
-                loss = loss + out.loss
-                mismatch += out.sum_abs_log_ratio.item()
+                rollout, advantages, sample_of = map(
+                    torch.from_numpy, (row.rollout_logprobs, row.advantages, row.sample_of)
+                )
+                columns = TokenColumns(logprobs, rollout, advantages, sample_of, row.num_samples)
+                algorithm = self._config.algorithm
+                terms = POLICY_LOSSES[algorithm.loss](columns, algorithm.clip_low, algorithm.clip_high).terms
+                loss = loss + (terms * torch.from_numpy(row.token_weights)).sum()
+                mismatch += (logprobs - rollout).abs().sum().item()
                 tokens += row.num_trained
             if self.calls in self.poisoned:
                 loss = loss * float("nan")

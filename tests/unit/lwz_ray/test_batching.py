@@ -6,25 +6,13 @@ import numpy as np
 import pytest
 
 from lwz_ray.batching import advantages_of, failed_component, minibatches_of, reward_arrays, train_sample
-from lwz_ray.config import AlgorithmConfig
+
 from lwz_ray.errors import RewardFailure
 from lwz_ray.records import Completion, FinishReason, Group, ParsedText, Prompt, Sample, VersionSpan
+from tests.algorithms import algorithm
 
 PROMPT = Prompt("p", "Write.", "en", None, 0)
 FAILED = RewardFailure("writing", "replica 1 died", "infrastructure")
-
-
-def algorithm(**changes: Any) -> AlgorithmConfig:
-    plain: dict[str, Any] = {
-        "name": "grpo",
-        "clip_epsilon": 0.2,
-        "advantage": "mean_of_normalised",
-        "loss_aggregation": "sequence_mean",
-        "minibatches": 1,
-        "truncated": "train",
-        "kl_coefficient": 0.0,
-    }
-    return AlgorithmConfig(**plain | changes)
 
 
 def sample(num_tokens: int, rewards: dict[str, Any], finish_reason: FinishReason = "stop", index: int = 0) -> Sample:

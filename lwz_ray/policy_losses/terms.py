@@ -1,0 +1,37 @@
+"""What goes into a policy loss and what comes out of it, and means over the tokens of a sample."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class TokenColumns:
+    """The trained tokens of one microbatch, flat; each sample's tokens are all here."""
+
+    logprobs: torch.Tensor
+    """float [num_trained], with gradient"""
+    old_logprobs: torch.Tensor
+    """float [num_trained], without"""
+    advantages: torch.Tensor
+    """float [num_trained]"""
+    sample_of: torch.Tensor
+    """int64 [num_trained], 0 … num_samples - 1"""
+    num_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyTerms:
+    """One term a token, to be weighted, summed and minimised."""
+
+    terms: torch.Tensor
+    """float [num_trained], with gradient"""
+    clipped: torch.Tensor
+    """bool [num_trained]: the bound on the ratio decided this token's term"""
+
+
+def sample_means(values: torch.Tensor, sample_of: torch.Tensor, num_samples: int) -> torch.Tensor:
+    """Return the mean over each sample's tokens, spread over them again: float [num_trained]."""
+    zeros = values.new_zeros(num_samples)
+    counts = zeros.index_add(0, sample_of, torch.ones_like(values))
+    return (zeros.index_add(0, sample_of, values) / counts.clamp(min=1))[sample_of]
