@@ -40,9 +40,7 @@ class Backend(Protocol):
         """Return the element-wise sums, equal on every rank."""
         ...
 
-    def stream_weights(
-        self, dtype: torch.dtype, trainable_only: bool = False
-    ) -> Iterator[tuple[str, torch.Tensor]]:
+    def stream_weights(self, dtype: torch.dtype, trainable_only: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield (name behind `lm.`, whole tensor), a collective each; gathered, one tensor exists at a time.
 
         trainable_only: leave out parameters without a gradient, as the base weights under adapters are.

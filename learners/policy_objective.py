@@ -29,7 +29,9 @@ class PolicyObjective:
     def sum_keys(self) -> tuple[str, ...]:
         return (*_SUMS, *(f"age_{age}_{what}" for what in _AGE_SUMS for age in range(AGES)))
 
-    def logprobs(self, model: PolicyModel, batch: Microbatch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def logprobs(
+        self, model: PolicyModel, batch: Microbatch, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logprobs and entropies of the trained tokens, float32 [num_trained], at least one row of each.
 
         Without a trained token there is one untrained row: this rank must take part in the collectives of the others.
@@ -59,7 +61,11 @@ class PolicyObjective:
         def column(values: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(values).to(device)
 
-        rollout, weights, sample_of = column(batch.rollout_logprobs), column(batch.token_weights), column(batch.sample_of)
+        rollout, weights, sample_of = (
+            column(batch.rollout_logprobs),
+            column(batch.token_weights),
+            column(batch.sample_of),
+        )
         # Of the first step of a batch, this very forward pass is the policy before the step.
         before = logprobs.detach() if batch.old_logprobs is None else column(batch.old_logprobs)
         old = rollout if algorithm.old_logprobs == "rollout" else before
@@ -82,7 +88,13 @@ class PolicyObjective:
             shift, difference = (logprobs - old).abs().sum(), before - rollout
             k3 = (torch.exp(difference) - 1.0 - difference).sum()
             by_age = _sums_by_age(column(batch.token_ages), difference.abs(), corrected.bounded)
-            one = [share, torch.tensor(float(count), device=device), policy.clipped.sum(), shift, difference.abs().sum()]
+            one = [
+                share,
+                torch.tensor(float(count), device=device),
+                policy.clipped.sum(),
+                shift,
+                difference.abs().sum(),
+            ]
             one += [k3, corrected.bounded.sum(), entropy.sum(), kl.sum()]
             sums = torch.cat([torch.stack([x.double() for x in one]), by_age.flatten()])
         # The untrained row enters with weight 0, so that backward reaches every parameter's hooks.

@@ -19,9 +19,7 @@ AdvantageMethod = Literal[
 ]
 Aggregation = Literal["sequence_mean", "token_mean", "fixed_length"]
 KlEstimator = Literal["k1", "k2", "k3"]
-Correction = Literal[
-    "none", "token_truncated", "token_masked", "sequence_truncated", "sequence_masked", "decoupled"
-]
+Correction = Literal["none", "token_truncated", "token_masked", "sequence_truncated", "sequence_masked", "decoupled"]
 
 ONE_SCALE = ("normalise_sum", "centred", "leave_one_out", "batch_whitened", "centred_batch_whitened", "gae")
 """Advantages of one summed reward, from which a KL penalty can be taken."""

@@ -72,7 +72,6 @@ class LearnersConfig(Node):
     start_timeout_s: PositiveFloat
     step_timeout_s: PositiveFloat
 
-
     @model_validator(mode="after")
     def _checks(self) -> Self:
         if self.ranks % self.sequence_parallel:
@@ -80,7 +79,9 @@ class LearnersConfig(Node):
                 f"learners.ranks={self.ranks} is no multiple of learners.sequence_parallel={self.sequence_parallel}"
             )
         if self.deepspeed_config is not None and self.backend != "deepspeed":
-            raise ValueError(f"learners.deepspeed_config={self.deepspeed_config} but learners.backend=fsdp: choose learners=deepspeed")
+            raise ValueError(
+                f"learners.deepspeed_config={self.deepspeed_config} but learners.backend=fsdp: choose learners=deepspeed"
+            )
         for key, value in (("attention=varlen", self.attention == "varlen"), ("liger=true", self.liger)):
             if value and self.device != "cuda":
                 raise ValueError(f"learners.{key} needs learners.device=cuda; leave it out on CPUs")

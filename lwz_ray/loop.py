@@ -182,7 +182,9 @@ class TrainingLoop:
         groups = [m.group for m in batch]
         weights: dict[str, float] = {**self.config.rewards.weights}
         advantages = advantages_of(groups, weights, self.config.algorithm)
-        result = await self.parts.learner.train(minibatches_of(groups, advantages, self.config.algorithm, self.config.sampling.max_tokens))
+        result = await self.parts.learner.train(
+            minibatches_of(groups, advantages, self.config.algorithm, self.config.sampling.max_tokens)
+        )
         self.ledger.train(g.group_id for g in groups)
         self._dropped_in_a_row = 0
         self._count(result)

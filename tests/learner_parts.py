@@ -54,7 +54,11 @@ def settings(model: Path, **changes: Any) -> LearnerSettings:
 
 
 def batch(lengths: tuple[int, ...] = (5, 17, 2, 30, 11), seed: int = 1, **changes: Any) -> list[TrainSample]:
-    """Return samples of these completion lengths; runs of two share a prompt, advantages alternate in sign."""
+    """Return samples of these completion lengths; runs of two share a prompt, advantages alternate in sign.
+
+    changes: fields of TrainSample, equal in all, or `advantage`, one number for every trained token.
+    """
+    advantage = changes.pop("advantage", None)
     rng = np.random.default_rng(seed)
     weights = token_weights_of(lengths, "sequence_mean", 1)
     out = []
@@ -64,7 +68,12 @@ def batch(lengths: tuple[int, ...] = (5, 17, 2, 30, 11), seed: int = 1, **change
         mask = np.arange(len(ids)) >= len(prompt)
         # A random model gives every token about ln(1 / 49152) = -10.8 nats.
         logprobs = np.where(mask, -10.8 + 0.1 * rng.standard_normal(len(ids)), 0.0).astype(np.float32)
-        plain = {"advantages": np.where(mask, np.float32((-1.0) ** i * (1.0 + i / 4)), np.float32(0.0)), "token_weight": weights[i], "loss_mask": mask}
+        given = (-1.0) ** i * (1.0 + i / 4) if advantage is None else advantage
+        plain = {
+            "advantages": np.where(mask, given, 0.0).astype(np.float32),
+            "token_weight": weights[i],
+            "loss_mask": mask,
+        }
         out.append(TrainSample(ids, len(prompt), rollout_logprobs=logprobs, **plain | changes))
     return out
 
