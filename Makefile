@@ -17,7 +17,8 @@ export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export VLLM_NO_USAGE_STATS := 1
 
-.PHONY: help setup setup-dev demo smoke test-local lint bench bench-scoring clean
+.PHONY: help setup setup-dev demo smoke test-local lint bench bench-step bench-learner bench-memory bench-scoring \
+	parity clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,10 +51,24 @@ lint: setup-dev ## ruff, pyright and the import rules between rooms
 	.venv/bin/pyright
 	.venv/bin/lint-imports
 
-bench: ## our step, synchronous and asynchronous, against TRL's GRPOTrainer on this machine's CPU
+bench: ## bench-step, then bench-learner
+	$(if $(ARGS),$(error bench takes no ARGS: use make bench-step ARGS="$(ARGS)" or make bench-learner ARGS="$(ARGS)"))
+	$(MAKE) bench-step
+	$(MAKE) bench-learner
+
+bench-step: ## our step, synchronous and asynchronous, against TRL's GRPOTrainer on this machine's CPU
 	@launch/setup_env.sh --bench
 	@$(PY) -m launch.setup_models --out models
 	$(PY) -m benchmarks.compare $(ARGS)
+
+bench-learner: setup ## memory and time of one long sample against plain transformers, by length
+	$(PY) -m benchmarks.learner $(ARGS)
+
+bench-memory: setup ## a learner rank's peak memory, measured and as the plan predicts it
+	$(PY) -m benchmarks.memory_check $(ARGS)
+
+parity: setup ## every backend and algorithm against plain transformers over padded batches
+	$(PY) -m benchmarks.parity $(ARGS)
 
 bench-scoring: setup ## texts a second that the reward pool scores, against a plain transformers loop
 	$(PY) -m benchmarks.scoring $(ARGS)

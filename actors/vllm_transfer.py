@@ -4,9 +4,13 @@ vLLM builds its weight-transfer engine inside the process that holds the model. 
 `worker_extension_cls` imports this module there, which registers the backend; no installed entry point is needed.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import snapshot_download
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -18,7 +22,9 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 
 from actors.orphans import end_when_orphaned
-from lwz_ray.staging import read_staged
+from lwz_ray.lora import is_adapter, merged, pair_up
+from lwz_ray.model_folder import read_weights
+from lwz_ray.staging import read_header, read_staged
 
 BACKEND = "staged"
 
@@ -50,10 +56,34 @@ class StagedWeightTransferEngine(WeightTransferEngine[StagedInitInfo, StagedUpda
 
     def receive_weights(self, update_info: StagedUpdateInfo) -> None:
         """Load bucket by bucket; each is verified before any of its tensors reaches the model."""
-        if not update_info.header_paths:
+        paths = update_info.header_paths
+        if not paths:
             raise ValueError("an update without buckets")
-        for path in update_info.header_paths:
+        if is_adapter(read_header(paths[0]).tensors[0].name):
+            self.model.load_weights(self._merged(paths))
+            return
+        for path in paths:
             self.model.load_weights((name, tensor.to(self.device)) for name, tensor in read_staged(path))
+
+    def _merged(self, header_paths: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield every weight of the model folder, with the staged adapters merged into theirs.
+
+        All of them, since vLLM fuses some (q, k and v; gate and up) and what is not sent of a fused one is lost. Every
+        bucket is verified before the first weight is handed out.
+        """
+        adapters = pair_up(item for path in header_paths for item in read_staged(path))
+        base = ((name, tensor.to(self.device)) for name, tensor in read_weights(self._model_folder()))
+        return merged(base, adapters, self.model_config.dtype)
+
+    def _model_folder(self) -> Path:
+        """Return where vLLM read the weights at its start: a folder, or a hub model's in the local cache."""
+        name = self.model_config.model
+        if Path(name).is_dir():
+            return Path(name)
+        patterns = ["*.safetensors", "*.safetensors.index.json"]
+        return Path(
+            snapshot_download(name, revision=self.model_config.revision, allow_patterns=patterns, local_files_only=True)
+        )
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)

@@ -12,12 +12,14 @@ FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
 def with_local_models(config: Config) -> Config:
-    """Return the config with `model.path` and `rewards.writing.path` as folders, downloaded where they are hub names.
+    """Return the config with the paths of policy, critic and reward model as folders; hub names are downloaded.
 
     On several nodes the hub's cache must be on storage that every node sees, or each node's cache must hold the model.
     """
     tree = config.model_dump()
     tree["model"]["path"] = _local("model.path", config.model.path)
+    if config.critic.path is not None and config.algorithm.uses_critic:
+        tree["critic"]["path"] = _local("critic.path", config.critic.path)
     if config.rewards.writing.path is not None:
         tree["rewards"]["writing"]["path"] = _local("rewards.writing.path", config.rewards.writing.path)
     return Config.model_validate(tree)

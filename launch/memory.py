@@ -11,7 +11,8 @@ from lwz_ray.config import Config
 
 GIB = 2**30
 MIB = 2**20
-_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+WIDTHS = {"bfloat16": 2, "float16": 2, "float32": 4}
+"""Bytes of a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,61 +53,17 @@ def layer_activation_elements(shape: ModelShape) -> int:
     return 10 * shape.hidden + 2 * shape.query_width + 2 * shape.kv_width + 4 * shape.intermediate
 
 
-def learner_estimate(config: Config, shape: ModelShape) -> Estimate:
-    """Estimate one learner rank: float32 state sharded over the ranks, compute in `learners.dtype`."""
-    learners = config.learners
-    ranks, tokens, width = learners.ranks, learners.microbatch_tokens, _BYTES[learners.dtype]
-    n, layer, outer = shape.num_parameters, shape.layer_parameters, shape.outer_parameters
-    per_layer = layer_activation_elements(shape)
-    if learners.reshard_after_forward:
-        gathered = Term(
-            "gathered weights", f"(2 layers x {layer:,} + outer {outer:,}) x {width} B", (2 * layer + outer) * width
-        )
-    else:
-        gathered = Term("gathered weights", f"{n:,} x {width} B", n * width)
-    unit = max(layer, outer)
-    terms = [
-        Term("master weights", f"{n:,} x 4 B / {ranks}", n * 4 / ranks),
-        Term("Adam moments", f"{n:,} x 8 B / {ranks}", n * 8 / ranks),
-        Term("gradients", f"{n:,} x 4 B / {ranks}", n * 4 / ranks),
-        gathered,
-        Term("gradient before scatter", f"largest unit {unit:,} x 4 B", unit * 4),
-    ]
-    if learners.activation_checkpointing:
-        kept = shape.num_layers * shape.hidden * tokens * width
-        terms += [
-            Term("layer inputs", f"{shape.num_layers} layers x {tokens:,} tokens x {shape.hidden:,} x {width} B", kept),
-            Term("one layer recomputed", f"{tokens:,} tokens x {per_layer:,} x {width} B", per_layer * tokens * width),
-        ]
-    else:
-        kept = shape.num_layers * per_layer * tokens * width
-        terms.append(
-            Term("activations", f"{shape.num_layers} layers x {tokens:,} tokens x {per_layer:,} x {width} B", kept)
-        )
-    chunk, vocab = learners.logprob_chunk_tokens, shape.vocab_size
-    terms += [
-        Term(
-            "logits of a chunk",
-            f"{chunk:,} tokens x {vocab:,} x 4 B x 3 (logits, softmax, gradient)",
-            chunk * vocab * 12,
-        ),
-        Term("weight buckets", f"2 x {config.weights.bucket_mib:,} MiB", 2 * config.weights.bucket_mib * MIB),
-    ]
-    limit = _gpu_limit(config, 1.0, learners.num_gpus)
-    return Estimate("learner rank", ranks, tuple(terms), limit)
-
-
 def rollout_estimate(config: Config, shape: ModelShape) -> Estimate:
     """Estimate one shard of one engine, with KV cache for `max_num_seqs` sequences of full length or the set size."""
     actors = config.actors
-    tp, width = actors.tensor_parallel_size, _BYTES[actors.dtype]
+    tp, width = actors.tensor_parallel_size, WIDTHS[actors.dtype]
     kv_shards = min(tp, shape.num_kv_heads)
     per_token = shape.kv_elements_per_token * width / kv_shards
     longest = config.model.max_length_tokens
     weights = Term("weights", f"{shape.num_parameters:,} x {width} B / {tp}", shape.num_parameters * width / tp)
     logits_bytes = actors.max_num_seqs * shape.vocab_size * 4 * 2
     logits = Term("logits", f"{actors.max_num_seqs} sequences x {shape.vocab_size:,} x 4 B x 2", logits_bytes)
-    limit = _gpu_limit(config, actors.memory_utilization, actors.num_gpus)
+    limit = gpu_limit(config, actors.memory_utilization, actors.num_gpus)
     if actors.kv_cache_mib is not None:
         cache = actors.kv_cache_mib * MIB
         kv = Term("KV cache", f"actors.kv_cache_mib={actors.kv_cache_mib:,}", cache)
@@ -129,7 +86,7 @@ def rollout_estimate(config: Config, shape: ModelShape) -> Estimate:
 def scorer_estimate(config: Config, shape: ModelShape) -> Estimate:
     """Estimate one shard of a reward-model replica, which spreads over its GPUs."""
     rewards, writing = config.rewards, config.rewards.writing
-    shards, width = max(1, int(rewards.num_gpus)), _BYTES[writing.dtype]
+    shards, width = max(1, int(rewards.num_gpus)), WIDTHS[writing.dtype]
     n = shape.num_parameters
     terms = [Term("weights", f"{n:,} x {width} B / {shards}", n * width / shards)]
     if writing.engine == "vllm":
@@ -141,12 +98,10 @@ def scorer_estimate(config: Config, shape: ModelShape) -> Estimate:
         formula = f"{writing.batch_size} texts x {writing.max_length_tokens:,} tokens x {per_layer:,} x {width} B"
         terms.append(Term("one layer's activations", formula, per_layer * tokens * width))
     share = writing.memory_utilization if writing.engine == "vllm" else 1.0
-    return Estimate(
-        "reward model", rewards.replicas * shards, tuple(terms), _gpu_limit(config, share, rewards.num_gpus)
-    )
+    return Estimate("reward model", rewards.replicas * shards, tuple(terms), gpu_limit(config, share, rewards.num_gpus))
 
 
-def _gpu_limit(config: Config, share: float, num_gpus: float) -> float | None:
+def gpu_limit(config: Config, share: float, num_gpus: float) -> float | None:
     """Return what a process may take of its GPU: `share` of it, or less where several share one."""
     memory = config.cluster.gpu_memory_gib
     if memory is None or num_gpus == 0:

@@ -13,6 +13,7 @@ PACKAGE = "package://"
 _DURABLE = (
     ("run", "dir"),
     ("model", "path"),
+    ("critic", "path"),
     ("rewards", "writing", "path"),
     ("rewards", "format", "embedding_path"),
 )
@@ -23,6 +24,7 @@ _OTHER = (
     ("preference", "eval_path"),
     ("curate", "texts_path"),
     ("weights", "staging_dir"),
+    ("learners", "deepspeed_config"),
 )
 
 

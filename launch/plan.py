@@ -3,7 +3,9 @@
 import math
 from pathlib import Path
 
-from launch.memory import GIB, Estimate, learner_estimate, rollout_estimate, scorer_estimate
+from launch.memory import GIB, Estimate, rollout_estimate, scorer_estimate
+from launch.memory_learner import learner_estimate
+from launch.preflight_disk import disk_lines
 from launch.shapes import shape_of
 from lwz_ray.config import Config
 
@@ -11,7 +13,7 @@ Bundle = dict[str, float]
 
 
 STAGE_ROOMS: dict[str, tuple[str, ...]] = {
-    "rl": ("actors", "rewards", "learners"),
+    "rl": ("actors", "rewards", "learners", "critic"),
     "train_rm": ("learners",),
     "curate": ("actors",),
 }
@@ -24,9 +26,12 @@ def bundles(config: Config) -> dict[str, list[Bundle]]:
         "actors": (config.actors.replicas, config.actors.num_cpus, config.actors.num_gpus),
         "rewards": (config.rewards.replicas, config.rewards.num_cpus, config.rewards.num_gpus),
         "learners": (config.learners.ranks, config.learners.num_cpus, config.learners.num_gpus),
+        "critic": (config.critic.ranks, config.critic.num_cpus, config.critic.num_gpus),
     }
     if config.rewards.writing.path is None:
         del rooms["rewards"]
+    if not config.algorithm.uses_critic:
+        del rooms["critic"]
     return {
         room: [_bundle(cpus, gpus) for _ in range(count)]
         for room, (count, cpus, gpus) in rooms.items()
@@ -46,6 +51,10 @@ def estimates(config: Config) -> list[Estimate]:
     found = [rollout_estimate(config, policy), learner_estimate(config, policy)]
     if config.rewards.writing.path is not None:
         found.insert(1, scorer_estimate(config, shape_of("rewards.writing.path", config.rewards.writing.path)))
+    if config.algorithm.uses_critic:
+        from launch.plan_critic import critic_estimate
+
+        found.append(critic_estimate(config, policy))
     return found
 
 
@@ -60,8 +69,8 @@ def plan_text(config: Config) -> str:
         f"policy {config.model.path}: {policy.architecture}, {policy.num_parameters:,} parameters",
         f"run folder {Path(config.run.dir) / config.run.name}",
     ]
-    parts = [head, _placement(config), _stage_batch(config), _memory(config)]
-    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+    parts = [head, _placement(config), _stage_batch(config), _memory(config), disk_lines(config)]
+    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
 def _bundle(cpus: float, gpus: float) -> Bundle:
@@ -134,7 +143,16 @@ def _batch(config: Config) -> list[str]:
         f"(longest sample {longest:,}), {microbatches / learners.ranks:.1f} a rank; minibatches {minibatches}",
         f"  max_staleness {config.max_staleness}: at most {in_flight} groups = {in_flight * config.group_size} samples "
         f"in flight; the engines decode {config.actors.replicas * config.actors.max_num_seqs} at once",
+        *_critic_lines(config),
     ]
+
+
+def _critic_lines(config: Config) -> list[str]:
+    critic = config.critic
+    if not config.algorithm.uses_critic:
+        return []
+    source = "model.path with a new value head" if critic.path is None else critic.path
+    return [f"  critic from {source}: trained alone for the first {critic.warmup_steps} of {config.steps} steps"]
 
 
 def _memory(config: Config) -> list[str]:

@@ -4,14 +4,12 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from launch.memory import Estimate, learner_estimate
+from launch.memory import Estimate
+from launch.memory_learner import learner_estimate
 from launch.shapes import ModelShape
 from lwz_ray.config import Config
 from lwz_ray.preference_data import load_pairs, split_pairs
 from lwz_ray.sources import HUB
-
-_POLICY_ONLY = ("logits of a chunk", "weight buckets")
-"""Terms that a scalar head and a stage without engines do not have."""
 
 
 def batch_rm(config: Config) -> list[str]:
@@ -31,12 +29,14 @@ def batch_rm(config: Config) -> list[str]:
 
 
 def estimates_rm(config: Config, shape: ModelShape) -> list[Estimate]:
-    """Return a learner rank's memory with a scalar head in the place of the vocabulary's logits."""
-    scorer = replace(
-        shape, architecture=shape.architecture.replace("ForCausalLM", "ForSequenceClassification"), num_labels=1
-    )
-    found = learner_estimate(config, scorer)
-    return [replace(found, terms=tuple(t for t in found.terms if t.name not in _POLICY_ONLY))]
+    """Return the memory of the stage's only processes."""
+    return [learner_estimate(config, scalar_shape(shape))]
+
+
+def scalar_shape(shape: ModelShape) -> ModelShape:
+    """Return the shape of a model with a scalar head in the place of the vocabulary's."""
+    architecture = shape.architecture.replace("ForCausalLM", "ForSequenceClassification")
+    return replace(shape, architecture=architecture, num_labels=1)
 
 
 def _pairs(config: Config) -> list[str]:

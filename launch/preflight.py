@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from launch.deepspeed_file import read_deepspeed_file
+from launch.preflight_disk import check_disk
 from launch.run_folder import holds_a_run, run_path
 from launch.shapes import num_labels
 from lwz_ray.config import Config
@@ -29,10 +31,16 @@ def preflight(config: Config) -> None:
         run_path(config.run)
         return
     _check_run_folder(config)
+    read_deepspeed_file(config)
+    from launch.preflight_sequence import check_long_samples
+
     if config.stage == "train_rm":
         from launch.preflight_rm import check_train_rm
 
         check_train_rm(config)
+        check_long_samples(config)
+        if not config.dry_run:
+            check_disk(config)
         return
     if config.stage == "curate":
         from launch.preflight_curate import check_curate
@@ -41,11 +49,20 @@ def preflight(config: Config) -> None:
         return
     check_address(config)
     check_policy(config)
+    check_long_samples(config)
+    from launch.preflight_algorithm import check_critic
+
+    check_critic(config)
+    if config.lora.rank:
+        from launch.preflight_lora import check_lora_targets
+
+        check_lora_targets(config)
     _check_writing_model(config)
     _check_other_scorers(config)
     _check_data(config)
     if not config.dry_run:
         _check_staging(config)
+        check_disk(config)
 
 
 def _check_run_folder(config: Config) -> None:

@@ -43,14 +43,15 @@ def _check_model(config: Config) -> None:
     if folder is None:
         return
     found = preflight.read_config(key, path, folder)
-    _check_architecture(key, path, found)
+    check_architecture(key, path, found)
     preflight.check_positions(key, path, found, "model.max_length_tokens", config.model.max_length_tokens)
     if Path(path).is_absolute():
         preflight.check_tokenizer(key, folder)
         preflight.check_weights(key, folder)
 
 
-def _check_architecture(key: str, path: str, found: dict[str, Any]) -> None:
+def check_architecture(key: str, path: str, found: dict[str, Any]) -> None:
+    """Raise UserError where a folder holds neither a causal language model nor a classifier of one label."""
     architecture = (found.get("architectures") or ["none"])[0]
     classifier = architecture.endswith("ForSequenceClassification")
     if not classifier and not architecture.endswith("ForCausalLM"):

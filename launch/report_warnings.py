@@ -5,8 +5,6 @@ from typing import Any
 from launch.report_data import RunData
 from launch.report_preference import preference_warnings
 
-MISMATCH_LIMIT = 0.1
-"""Nats a token; a bfloat16 engine against a float32 learner differs by about 0.03."""
 NO_SPREAD_LIMIT = 0.9
 TRUNCATED_LIMIT = 0.5
 
@@ -72,10 +70,10 @@ def _of_steps(run: RunData) -> list[str]:
     failures = sum(_numbers(run, "rewards/failures"))
     if failures:
         found.append(f"Rewards that could not be computed while training: {failures:.0f}.")
-    worst = max(_numbers(run, "train/mismatch"), default=0.0)
-    if worst > MISMATCH_LIMIT:
+    worst, limit = max(_numbers(run, "train/mismatch"), default=0.0), run.config["algorithm"]["mismatch_warning"]
+    if worst > limit:
         found.append(
-            f"Engine and learner disagree by up to {worst:.3f} nats a token (train/mismatch; above {MISMATCH_LIMIT} "
+            f"Engine and learner disagree by up to {worst:.3f} nats a token (train/mismatch; above {limit} "
             "the ratio measures the engine more than the policy)."
         )
     for component in (run.summary or {}).get("active_rewards", []):

@@ -91,7 +91,7 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Key]]:
             continue
         needs = _needs(annotation, field.metadata)
         members = _members(annotation)
-        text = any(m is str or get_origin(m) is Literal for m in members)
+        text = any(m is str or isinstance(_first_choice(m), str) for m in members)
         yield dotted, Key(needs, is_section=False, is_text=text, nullable=types.NoneType in members)
         if get_origin(annotation) is dict:
             names, value = get_args(annotation)
@@ -138,3 +138,8 @@ def _bounds(metadata: Iterable[Any]) -> str:
         if (pattern := getattr(item, "pattern", None)) is not None:
             words.append(f" that matches {pattern} (it names a folder)")
     return " and".join(w for w in words if w)
+
+
+def _first_choice(member: Any) -> Any:
+    """Return the first value of a Literal, None of other types; the choices of one key are of one type."""
+    return get_args(member)[0] if get_origin(member) is Literal else None

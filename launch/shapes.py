@@ -1,6 +1,7 @@
 """Shapes of models, read from config.json alone, and what they weigh."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,20 @@ def _read_shape(key: str, path: str, found: dict[str, Any]) -> ModelShape:
 def num_labels(found: dict[str, Any]) -> int:
     """Return the outputs of a sequence-classification config; transformers writes no `id2label` for its default, 2."""
     return len(found["id2label"]) if "id2label" in found else 2
+
+
+def lora_parameters(shape: ModelShape, rank: int, target_modules: Sequence[str]) -> int:
+    """Return the numbers in adapters of this rank on these modules of every layer: rank x (inputs + outputs) each."""
+    widths = {
+        "q_proj": shape.hidden + shape.query_width,
+        "k_proj": shape.hidden + shape.kv_width,
+        "v_proj": shape.hidden + shape.kv_width,
+        "o_proj": shape.query_width + shape.hidden,
+        "gate_proj": shape.hidden + shape.intermediate,
+        "up_proj": shape.hidden + shape.intermediate,
+        "down_proj": shape.intermediate + shape.hidden,
+    }
+    unknown = [name for name in target_modules if name not in widths]
+    if unknown:
+        raise UserError(f"lora.target_modules={unknown[0]!r}: the plan counts adapters on {', '.join(widths)} only")
+    return shape.num_layers * rank * sum(widths[name] for name in target_modules)

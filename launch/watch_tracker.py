@@ -1,4 +1,4 @@
-"""Says on the console and in the run folder when a step goes past a limit of the watch."""
+"""Says on the console and in the run folder when a step goes past a limit of the watch, or `mismatch_warning`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,13 +15,14 @@ class WatchTracker:
     def __init__(self, config: Config, folder: RunFolder) -> None:
         self._limits = config.watch
         self._active = config.rewards.active
+        self._max_mismatch = config.algorithm.mismatch_warning
         self._folder = folder
         self.counts: dict[str, dict[str, float]] = {}
         """Metric key -> steps past its limit, first such step, the value furthest past it, and the limit."""
 
     def log_step(self, metrics: Mapping[str, Any]) -> None:
         """Look at one step."""
-        for alarm in alarms(metrics, self._limits, self._active):
+        for alarm in alarms(metrics, self._limits, self._active, self._max_mismatch):
             seen = self.counts.get(alarm.key)
             if seen is None:
                 self._folder.warn("watch", f"step {metrics['step']}: {alarm.message}")

@@ -49,7 +49,9 @@ class StagedWeightSync:
     async def _stream(self, policy_version: int) -> None:
         """Rank 0 yields buckets; each goes to every rollout actor before the next is fetched."""
         others = [rank.stage_weights.remote(policy_version) for rank in self._ranks[1:]]
-        stream = self._ranks[0].stream_buckets.options(num_returns="streaming").remote(policy_version)
+        # Ray would let the sender run ahead until the object store holds the whole model.
+        options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 2}
+        stream = self._ranks[0].stream_buckets.options(**options).remote(policy_version)
         async for bucket in stream:
             await _gather([r.stage.remote(bucket) for r in self._rollouts])
         await _gather(others)

@@ -73,3 +73,11 @@ class Backend(Protocol):
     def load(self, folder: str) -> None: ...
 
     def close(self) -> None: ...
+
+
+def other_backend(wanted: str, folder: str, found: str) -> str:
+    """Return the line for a checkpoint whose payload the other backend wrote."""
+    return (
+        f"learners={wanted}: the checkpoint {folder} was written by learners={found}; continue with that, or start a "
+        "new run from the weights alone, with model.path=… the export/ folder of that run"
+    )

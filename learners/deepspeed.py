@@ -1,30 +1,24 @@
 """The DeepSpeed backend: ZeRO stage 1, 2 or 3 over N ranks, float32 master weights, NCCL or gloo by device."""
 
 import io
-import json
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from learners.deepspeed_checkpoint import DeepSpeedCheckpoint
+from learners.deepspeed_config import zero_config
 from learners.models import TORCH_DTYPES, build_model
+from learners.optimizer import build_optimizer, clip, exchange, squared_norm
 from learners.settings import LearnerSettings
-from lwz_ray.errors import UserError
-
-BUCKET_ELEMENTS = 50_000_000
-"""Gradients reduced, and parameters gathered, at once: 200 MB in float32. DeepSpeed keeps such a buffer per rank."""
-WHOLE_BELOW_ELEMENTS = 10_000
-"""ZeRO-3 keeps smaller parameters (norms, biases) whole on every rank: gathering them costs more than it saves."""
-TAG = "zero"
 
 
 class DeepSpeedBackend:
-    """One rank's share of the model and of its AdamW state. One backend per process."""
+    """One rank's share of the model and of its optimizer's state. One backend per process."""
 
     def __init__(self, settings: LearnerSettings, rank: int, world_size: int, init_method: str) -> None:
         """Join the group and partition the model. init_method: `tcp://host:port` of rank 0.
@@ -51,18 +45,13 @@ class DeepSpeedBackend:
         self.dtype = TORCH_DTYPES[settings.dtype]
         self.engine = self._partition(settings)
         self.model = self.engine
+        self._checkpoint = DeepSpeedCheckpoint(self)
 
     def _partition(self, settings: LearnerSettings) -> Any:
         model = build_model(settings)
         for parameter in model.parameters():  # not the buffers: rotary frequencies stay float32
             parameter.data = parameter.data.to(self.dtype)
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=settings.lr,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-        )
+        optimizer = build_optimizer(settings, model.parameters())
         with redirect_stdout(io.StringIO()):  # one of its optimizers prints memory use; its logger still speaks
             engine, *_ = self.deepspeed.initialize(model=model, optimizer=optimizer, config=zero_config(settings))
         return engine
@@ -88,12 +77,10 @@ class DeepSpeedBackend:
         disjoint (padding is 0), so the norm is taken over them here, and the step is left to the caller.
         """
         gradients = self._local_gradients()
-        squared = torch.nn.utils.get_total_norm(gradients).double().square().to(self.device)
+        squared = squared_norm(gradients, self.device)
         self.deepspeed.comm.all_reduce(squared)
         norm = float(squared.sqrt())
-        if max_norm < norm < float("inf"):
-            for gradient in gradients:
-                gradient.mul_(max_norm / (norm + 1e-6))
+        clip(gradients, norm, max_norm)
         return norm
 
     def _local_gradients(self) -> list[torch.Tensor]:
@@ -101,10 +88,21 @@ class DeepSpeedBackend:
         optimizer = self.engine.optimizer
         if _is_bf16_optimizer(optimizer):
             return list(optimizer.fp32_groups_gradient_flat_partition)
+        if self.settings.cpu_offload:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()  # gradients are copied to the host beside the computation
+            return [master.grad for master in self._masters() if master.grad is not None]
         groups = list(optimizer.averaged_gradients.values())
         if not groups or any(group is None for group in groups):
             raise RuntimeError("no reduced gradients: the last accumulate() of a batch comes first")
         return [gradient for group in groups for gradient in group]
+
+    def _masters(self) -> list[torch.Tensor]:
+        """Return this rank's flat float32 partitions, on the host where they are offloaded."""
+        optimizer = self.engine.optimizer
+        if self.settings.zero_stage == 3:
+            return list(optimizer.fp32_partitioned_groups_flat)
+        return list(optimizer.single_partition_of_fp32_groups)
 
     def apply(self, lr: float) -> None:
         """Take the optimizer step and clear the gradients."""
@@ -128,6 +126,11 @@ class DeepSpeedBackend:
         for partitions in (optimizer.averaged_gradients, getattr(optimizer, "all_grad_tensors", {})):
             for group in partitions:
                 partitions[group] = None
+        if self.settings.cpu_offload:
+            optimizer.reset_cpu_buffers()
+            if self.settings.zero_stage < 3:  # else the next gradients would be added to those on the host
+                optimizer.micro_step_id = -1
+                optimizer._offload_accumulated_param_ids = set()
 
     def sum_over_ranks(self, values: list[float]) -> list[float]:
         """Return the element-wise sums, equal on every rank."""
@@ -136,21 +139,52 @@ class DeepSpeedBackend:
         self.deepspeed.comm.all_reduce(tensor)
         return tensor.tolist()
 
-    def stream_weights(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield (Hugging Face name, whole tensor), one collective each at most: every rank must iterate in step.
+    def stream_weights(self, dtype: torch.dtype, trainable_only: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (name behind `lm.`, whole tensor), one collective each at most: every rank must iterate in step.
 
         The module's weights are the master weights rounded to the compute dtype, and at hand: whole on every rank
         with ZeRO-1 and 2, gathered one by one with ZeRO-3. Only a dtype wider than the compute dtype needs the masters.
+        Nothing of a tensor is kept here: it is freed when the caller drops it, before the next is gathered.
         """
-        from_masters = torch.finfo(dtype).bits > torch.finfo(self.dtype).bits
         for name, parameter in self.engine.module.named_parameters():
-            if from_masters:
-                tensor = self.deepspeed.utils.safe_get_full_fp32_param(parameter).to(dtype)
-            else:
-                with self.deepspeed.zero.GatheredParameters(parameter):
-                    # A copy: the gathered tensor is freed on leaving, the module's own changes with the next step.
-                    tensor = parameter.detach().to(dtype, copy=True)
-            yield name.removeprefix("lm."), tensor
+            if parameter.requires_grad or not trainable_only:
+                yield name.removeprefix("lm."), self._whole(parameter, dtype)
+
+    def _whole(self, parameter: torch.nn.Parameter, dtype: torch.dtype) -> torch.Tensor:
+        wider = torch.finfo(dtype).bits > torch.finfo(self.dtype).bits
+        if wider and parameter.requires_grad:  # frozen weights have no master copy
+            return self.deepspeed.utils.safe_get_full_fp32_param(parameter).to(dtype)
+        sharded = self._is_sharded(parameter)
+        with self.deepspeed.zero.GatheredParameters(parameter):
+            # What is gathered for this call is the caller's; the module's own changes with the next step.
+            return parameter.detach().to(self.device, dtype, copy=not sharded)
+
+    def _is_sharded(self, parameter: torch.nn.Parameter) -> bool:
+        """Tell a parameter of which this rank holds a part from a whole one."""
+        status = getattr(parameter, "ds_status", None)
+        return status is not None and status.name == "NOT_AVAILABLE"
+
+    def snapshot(self) -> list[torch.Tensor]:
+        """Return copies of this rank's part of the trained weights, in the compute dtype, in a fixed order."""
+        return [shard.clone() for shard in self._shards()]
+
+    def swap(self, snapshot: list[torch.Tensor]) -> None:
+        """Exchange the contents of weights and snapshot, in place; a second call undoes it.
+
+        The master weights stay: forward passes never read them, and no step is taken in between. With ZeRO-3 what was
+        gathered before is dropped first, and the small parameters that are kept whole are gathered again.
+        """
+        if self.settings.zero_stage < 3:
+            exchange(self._shards(), snapshot)
+            return
+        optimizer = self.engine.optimizer
+        optimizer.checkpoint_event_prologue()
+        exchange(self._shards(), snapshot)
+        optimizer.checkpoint_event_epilogue()
+
+    def _shards(self) -> list[torch.Tensor]:
+        trained = [p for p in self.engine.module.parameters() if p.requires_grad]
+        return [p.ds_tensor.data if self.settings.zero_stage == 3 else p.data for p in trained]
 
     def weight_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
         """Return (Hugging Face name, whole shape) in the order of `stream_weights`, without a transfer."""
@@ -158,61 +192,24 @@ class DeepSpeedBackend:
         return [(name.removeprefix("lm."), tuple(getattr(p, "ds_shape", p.shape))) for name, p in named]
 
     def save(self, folder: str) -> None:
-        """Write DeepSpeed's own checkpoint, which only as many ranks can load, and this rank's RNG state."""
-        self.engine.save_checkpoint(os.path.join(folder, "deepspeed"), tag=TAG, save_latest=False)
-        torch.save(torch.get_rng_state(), os.path.join(folder, f"rng_{self.rank}.pt"))
-        if self.is_sender:
-            Path(folder, "deepspeed.json").write_text(json.dumps(self._layout()))
-        self.deepspeed.comm.barrier()
+        """Write this rank's part of a checkpoint into the existing folder; all is on disk when this returns."""
+        self._checkpoint.save(folder)
+
+    def finish_save(self) -> None:
+        """Nothing is left to write: DeepSpeed's own save waits for the disk."""
 
     def load(self, folder: str) -> None:
-        """Load what `save` wrote. The folder is trusted input: reading it uses pickle.
+        """Load what `save` wrote; another number of ranks through DeepSpeed's universal checkpoint.
 
-        Raises UserError where another backend, number of ranks, stage or dtype wrote it.
+        The folder is trusted input: reading it uses pickle. Raises UserError where another backend, stage or dtype
+        wrote it.
         """
-        path = Path(folder, "deepspeed.json")
-        if not path.is_file():
-            raise UserError(f"learners=deepspeed: {folder} holds no DeepSpeed checkpoint; use learners=fsdp")
-        for key, wanted in self._layout().items():
-            saved = json.loads(path.read_text())[key]
-            if saved != wanted:
-                raise UserError(f"learners.{key}={wanted}: the checkpoint {folder} needs learners.{key}={saved}")
-        loaded, _ = self.engine.load_checkpoint(os.path.join(folder, "deepspeed"), tag=TAG)
-        if loaded is None:
-            raise RuntimeError(f"DeepSpeed found no checkpoint {TAG!r} in {folder}/deepspeed")
-        torch.set_rng_state(torch.load(os.path.join(folder, f"rng_{self.rank}.pt"), weights_only=True))
-
-    def _layout(self) -> dict[str, int | str]:
-        """Return the config keys that a checkpoint is bound to."""
-        return {"ranks": self.world_size, "zero_stage": self.settings.zero_stage, "dtype": self.settings.dtype}
+        self._checkpoint.load(folder)
 
     def close(self) -> None:
         if self.deepspeed.comm.is_initialized():
             self.engine.destroy()
             self.deepspeed.comm.destroy_process_group()
-
-
-def zero_config(settings: LearnerSettings) -> dict[str, Any]:
-    """Return DeepSpeed's config. Batch sizes are formal: the trainer owns the batches and the end of each."""
-    zero: dict[str, Any] = {
-        "stage": settings.zero_stage,
-        "reduce_bucket_size": BUCKET_ELEMENTS,
-        "allgather_bucket_size": BUCKET_ELEMENTS,
-    }
-    if settings.zero_stage == 3:
-        zero |= {
-            "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
-            "stage3_param_persistence_threshold": WHOLE_BELOW_ELEMENTS,
-        }
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": 0.0,
-        "communication_data_type": "fp32",
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "bf16": {"enabled": settings.dtype == "bfloat16"},
-        "zero_optimization": zero,
-    }
 
 
 def _is_bf16_optimizer(optimizer: Any) -> bool:

@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
+from safetensors.torch import save_file
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
 
+from learners.lora import peft_config
+from lwz_ray.config_rooms import LoraConfig
 from lwz_ray.errors import UserError
 
 COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".py", ".md")
@@ -17,6 +20,7 @@ WEIGHT_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 SETUP_MARKER = "lwz_setup.json"
 """Says that `make setup` wrote a folder; an export is not such a folder."""
 GENERATION_CONFIG = "generation_config.json"
+ADAPTER_FOLDER = "adapter"
 
 
 def write_export(
@@ -41,6 +45,24 @@ def write_export(
     if config is not None:
         Path(folder, "config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_torch_state_dict(state, folder, metadata={"format": "pt"})
+
+
+def write_adapter(
+    weights: Iterable[tuple[str, torch.Tensor]], lora: LoraConfig, source: str, folder: str | None
+) -> None:
+    """Write the adapter alone as peft's folder `adapter` below the export; peft loads it onto the source model.
+
+    weights: of `learners.lora.adapter_weights`; folder: of the export, None on ranks that only take part.
+    """
+    state = {f"base_model.model.{name}": _own(tensor.cpu()) for name, tensor in weights}
+    if folder is None:
+        return
+    target = Path(folder, ADAPTER_FOLDER)
+    target.mkdir(exist_ok=True)
+    config = peft_config(lora, base=source)
+    config.inference_mode = True
+    config.save_pretrained(target)
+    save_file(state, target / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:

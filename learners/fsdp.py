@@ -6,19 +6,20 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.checkpoint.state_dict_loader import load as load_shards
-from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from learners.backend import other_backend
+from learners.fsdp_checkpoint import FsdpCheckpoint
 from learners.models import TORCH_DTYPES, build_model
+from learners.optimizer import build_optimizer, clip, exchange, squared_norm
 from learners.settings import LearnerSettings
+from lwz_ray.errors import UserError
 
 
 class FsdpBackend:
-    """One rank's shard of the network and its AdamW state."""
+    """One rank's shard of the network and its optimizer's state."""
 
     def __init__(self, settings: LearnerSettings, rank: int, world_size: int, init_method: str) -> None:
         """Join the group and shard the model. init_method: `tcp://host:port` of rank 0."""
@@ -31,22 +32,32 @@ class FsdpBackend:
         self.mesh = init_device_mesh(settings.device, (world_size,))
         self.device = torch.device(settings.device)
         self.model = self._shard(settings)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=settings.lr,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-        )
+        self.optimizer = build_optimizer(settings, self.model.parameters())
+        self._checkpoint = FsdpCheckpoint(self.model, self.optimizer, rank, self.mesh, settings.timeout_s)
 
     def _shard(self, settings: LearnerSettings) -> torch.nn.Module:
-        model = build_model(settings)
-        policy = MixedPrecisionPolicy(param_dtype=TORCH_DTYPES[settings.dtype], reduce_dtype=torch.float32)
+        model, dtype = build_model(settings), TORCH_DTYPES[settings.dtype]
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        # Pinned memory is CUDA's; on a CPU mesh the policy changes nothing but is run through.
+        offload = CPUOffloadPolicy(pin_memory=settings.device == "cuda") if settings.cpu_offload else OffloadPolicy()
         for layer in model.layers:
-            fully_shard(layer, mesh=self.mesh, mp_policy=policy, reshard_after_forward=settings.reshard_after_forward)
-        fully_shard(model, mesh=self.mesh, mp_policy=policy)
-        # Sharded first, cast second: the float32 master copy never exists whole.
-        model.float()
+            fully_shard(
+                layer,
+                mesh=self.mesh,
+                mp_policy=policy,
+                offload_policy=offload,
+                reshard_after_forward=settings.reshard_after_forward,
+            )
+        fully_shard(model, mesh=self.mesh, mp_policy=policy, offload_policy=offload)
+
+        def stored(tensor: torch.Tensor) -> torch.Tensor:
+            if not tensor.is_floating_point():
+                return tensor
+            frozen = isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad
+            return tensor.to(dtype if frozen else torch.float32)
+
+        # Sharded first, cast second: the float32 master copy never exists whole. Frozen weights need none.
+        model._apply(stored)
         model.register_forward_hook(_reshard_without_backward)
         return model
 
@@ -56,18 +67,21 @@ class FsdpBackend:
         return self.rank == 0
 
     def accumulate(self, loss: torch.Tensor, last: bool) -> None:
-        """Run backward; gradients are reduced over ranks with the last microbatch of a batch.
+        """Run backward; gradients are reduced over ranks with every microbatch, so that only shards are ever kept.
 
         FSDP averages over ranks while our losses are global sums, hence the factor.
         """
-        assert isinstance(self.model, FSDPModule)
-        self.model.set_requires_gradient_sync(last)
         (loss * self.world_size).backward()
 
     def clip_gradients(self, max_norm: float) -> float:
         """Clip by the global norm; return the norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        whole = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients = [g.to_local() if isinstance(g, DTensor) else g for g in whole]
+        squared = squared_norm(gradients, self.device)
+        dist.all_reduce(squared)  # the shards of the ranks are disjoint
+        norm = float(squared.sqrt())
+        clip(gradients, norm, max_norm)
+        return norm
 
     def apply(self, lr: float) -> None:
         """Take the optimizer step."""
@@ -87,47 +101,86 @@ class FsdpBackend:
         dist.all_reduce(tensor)
         return tensor.tolist()
 
-    def stream_weights(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield (Hugging Face name, whole tensor), one collective each: every rank must iterate in step."""
+    def stream_weights(self, dtype: torch.dtype, trainable_only: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (name behind `lm.`, whole tensor), one collective each: every rank must iterate in step.
+
+        Nothing of a tensor is kept here: it is freed when the caller drops it, before the next is gathered.
+        """
+        reshard(self.model)
         for name, parameter in self.model.named_parameters():
-            tensor = parameter.detach().to(dtype)
-            yield name.removeprefix("lm."), tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if parameter.requires_grad or not trainable_only:
+                yield name.removeprefix("lm."), self._whole(parameter, dtype)
+
+    def _whole(self, parameter: torch.nn.Parameter, dtype: torch.dtype) -> torch.Tensor:
+        """Gather one parameter on the compute device; its shard is cast, and moved there, first."""
+        assert isinstance(parameter, DTensor)
+        shard = parameter.to_local().detach().to(self.device, dtype)
+        placed = DTensor.from_local(
+            shard,
+            parameter.device_mesh,
+            parameter.placements,
+            run_check=False,
+            shape=parameter.shape,
+            stride=parameter.stride(),
+        )
+        return placed.full_tensor()
 
     def weight_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
         """Return (Hugging Face name, whole shape) in the order of `stream_weights`, without a transfer."""
         return [(name.removeprefix("lm."), tuple(p.shape)) for name, p in self.model.named_parameters()]
 
+    def snapshot(self) -> list[torch.Tensor]:
+        """Return copies of this rank's shards of the trained weights, in a fixed order, where the shards live."""
+        return [shard.clone() for shard in self._shards()]
+
+    def swap(self, snapshot: list[torch.Tensor]) -> None:
+        """Exchange the contents of weights and snapshot, in place; a second call undoes it."""
+        exchange(self._shards(), snapshot)
+
+    def _shards(self) -> list[torch.Tensor]:
+        reshard(self.model)  # weights that are still gathered would outlive a change of the shards
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        return [p.to_local().detach() if isinstance(p, DTensor) else p.detach() for p in trained]
+
     def save(self, folder: str) -> None:
-        """Write model and optimizer shards (torch.distributed.checkpoint) and this rank's RNG state."""
-        model_state, optimizer_state = get_state_dict(self.model, self.optimizer)
-        save_shards({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=os.path.join(folder, "shards"))
-        torch.save(torch.get_rng_state(), os.path.join(folder, f"rng_{self.rank}.pt"))
-        dist.barrier()
+        """Copy this rank's part of a checkpoint and begin to write it to the existing folder."""
+        reshard(self.model)
+        self._checkpoint.save(folder)
+
+    def finish_save(self) -> None:
+        """Return when the last `save` is on disk; raises what went wrong with it."""
+        self._checkpoint.finish()
 
     def load(self, folder: str) -> None:
-        """Load what `save` wrote. The folder is trusted input: reading it uses pickle."""
-        model_state, optimizer_state = get_state_dict(self.model, self.optimizer)
-        state = {"model": model_state, "optimizer": optimizer_state}
-        load_shards(state, checkpoint_id=os.path.join(folder, "shards"))
-        set_state_dict(self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-        rng = os.path.join(folder, f"rng_{self.rank}.pt")
-        if os.path.exists(rng):  # a rank that the checkpoint's group did not have keeps its seed's state
-            torch.set_rng_state(torch.load(rng, weights_only=True))
+        """Load what `save` wrote, on any number of ranks. The folder is trusted input: reading it uses pickle.
+
+        Raises UserError where the other backend wrote it.
+        """
+        if os.path.exists(os.path.join(folder, "deepspeed.json")):
+            raise UserError(other_backend("fsdp", folder, "deepspeed"))
+        reshard(self.model)
+        self._checkpoint.load(folder)
 
     def close(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
+def reshard(model: torch.nn.Module) -> None:
+    """Give back whole parameters that a forward left behind, in every sharded module."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def _reshard_without_backward(model: torch.nn.Module, _inputs: object, _output: object) -> None:
-    """Give the root's whole parameters back after a forward without gradient, where no backward will do it."""
+    """Give whole parameters back after a forward without gradient, where no backward will do it."""
     if not torch.is_grad_enabled():
-        assert isinstance(model, FSDPModule)
-        model.reshard()
+        reshard(model)
 
 
 def _join(settings: LearnerSettings, rank: int, world_size: int, init_method: str) -> None:
-    # Checkpoints move CPU tensors too, so a CUDA group carries gloo beside NCCL.
+    # Checkpoints and offloaded shards are CPU tensors, so a CUDA group carries gloo beside NCCL.
     backend = "cpu:gloo,cuda:nccl" if settings.device == "cuda" else "gloo"
     dist.init_process_group(
         backend,

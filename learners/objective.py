@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 import torch
 
+from learners.critic_objective import CriticObjective
 from learners.policy_objective import PolicyObjective
 from learners.preference_objective import PreferenceObjective
 from learners.settings import LearnerSettings
@@ -21,6 +22,13 @@ class Objective(Protocol):
         """Return a scalar with gradient, whose sum over microbatches and ranks is the loss, and sums to report."""
         ...
 
+    def facts(self, model: Any, batch: Any, device: torch.device) -> dict[str, torch.Tensor]:
+        """Return what the present weights say of the batch, by name and without gradient.
+
+        Of token objectives: fields of `TokenFacts`, float32 [num_trained].
+        """
+        ...
+
     def metrics(self, totals: dict[str, float], optimizer_steps: int) -> dict[str, float]:
         """Return `train/what` of the sums over all ranks and all steps that were taken."""
         ...
@@ -30,6 +38,8 @@ def build_objective(settings: LearnerSettings) -> Objective:
     """Return the objective that fits the network of `learners.models.build_model`."""
     if settings.objective == "preference":
         return PreferenceObjective(settings.center_coefficient)
+    if settings.objective == "critic":
+        return CriticObjective(settings.value_clip)
     if settings.objective == "policy" and settings.algorithm is not None:
         return PolicyObjective(settings.algorithm, settings.temperature)
     raise ValueError(f"objective={settings.objective!r} needs LearnerSettings.algorithm")

@@ -48,6 +48,11 @@ class PolicyObjective:
             self.temperature,
         )
 
+    def facts(self, model: PolicyModel, batch: Microbatch, device: torch.device) -> dict[str, torch.Tensor]:
+        """Return `old_logprobs` of the trained tokens, float32 [num_trained], without gradient."""
+        with torch.no_grad():
+            return {"old_logprobs": self.logprobs(model, batch, device)[0][: batch.num_trained]}
+
     def loss(self, model: PolicyModel, batch: Microbatch, device: torch.device) -> tuple[torch.Tensor, list[float]]:
         """Return the microbatch's share of the global loss (scalar, with gradient) and its sums, as `sum_keys`.
 

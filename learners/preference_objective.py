@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from learners.reward_model import RewardModel
@@ -39,6 +38,11 @@ class PreferenceObjective:
         trained = batch.num_tokens if batch.num_pairs else 0
         return loss, [*map(float, sums), float(batch.num_pairs), float(trained)]
 
+    def facts(self, model: RewardModel, batch: PairBatch, device: torch.device) -> dict[str, torch.Tensor]:
+        """Return the row's `scores`, float32 [num_texts], without gradient."""
+        with torch.no_grad():
+            return {"scores": score_texts(model, batch, device)}
+
     def metrics(self, totals: dict[str, float], optimizer_steps: int) -> dict[str, float]:
         """Return means over the pairs of the steps that were taken."""
         out = {"train/tokens": totals["tokens"], "train/pairs": totals["pairs"]}
@@ -61,9 +65,3 @@ def score_texts(model: RewardModel, batch: PairBatch, device: torch.device) -> t
         batch.segments,
         torch.from_numpy(batch.ends).to(device),
     )
-
-
-def predict_texts(model: RewardModel, batch: PairBatch, device: torch.device) -> np.ndarray:
-    """Return float32 scores [num_texts] without gradient."""
-    with torch.no_grad():
-        return score_texts(model, batch, device).cpu().numpy()

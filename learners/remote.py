@@ -10,14 +10,15 @@ import ray
 from learners.backend import Backend
 from learners.settings import LearnerSettings
 from learners.trainer import Trainer
+from lwz_ray.packing import Microbatch
 from lwz_ray.preferences import PairBatch
 from lwz_ray.records import StepResult
 from lwz_ray.weights import Bucket
 
 
-@ray.remote
+@ray.remote(concurrency_groups={"checkpoint": 1})  # pyright: ignore[reportCallIssue] - not in ray's overloads
 class LearnerActor:
-    """One learner rank."""
+    """One learner rank. Its calls run one after the other; a checkpoint is waited for in a thread beside them."""
 
     def __init__(self, settings: LearnerSettings) -> None:
         self._settings = settings
@@ -48,24 +49,34 @@ class LearnerActor:
     def predict(self, microbatches: list[PairBatch]) -> list[np.ndarray]:
         return self.trainer.predict(microbatches)
 
+    def annotate(self, microbatches: list[Microbatch]) -> list[dict[str, np.ndarray]]:
+        return self.trainer.annotate(microbatches)
+
+    def refresh_reference(self) -> None:
+        self.trainer.refresh_reference()
+
     def stage_weights(self, policy_version: int) -> list[str]:
-        return self.trainer.stage_weights(policy_version)
+        return self.trainer.publication.stage_weights(policy_version)
 
     def stream_buckets(self, policy_version: int) -> Iterator[Bucket]:
         """Call with num_returns="streaming": each bucket goes to the object store as it is ready."""
-        yield from self.trainer.stream_buckets(policy_version)
+        yield from self.trainer.publication.stream_buckets(policy_version)
 
     def open_nccl(self, client: Any, host: str, port: int, size: int) -> None:
-        self.trainer.open_nccl(client, host, port, size)
+        self.trainer.publication.open_nccl(client, host, port, size)
 
     def send_nccl(self, policy_version: int) -> None:
-        self.trainer.send_nccl(policy_version)
+        self.trainer.publication.send_nccl(policy_version)
 
     def clear_staged(self) -> None:
-        self.trainer.clear_staged()
+        self.trainer.publication.clear_staged()
 
     def save(self, folder: str) -> None:
         self.trainer.save(folder)
+
+    @ray.method(concurrency_group="checkpoint")
+    def finish_save(self) -> None:
+        self.trainer.finish_save()
 
     def load(self, folder: str) -> None:
         self.trainer.load(folder)

@@ -40,6 +40,8 @@ class LearnerSettings:
     """fsdp | deepspeed"""
     zero_stage: int = 2
     """DeepSpeed's: 1 | 2 | 3"""
+    optimizer: str = "adamw"
+    """adamw | sgd; sgd is for checks, where an update must show the gradient's scale."""
     center_coefficient: float = 0.0
     """Preference only: see `lwz_ray.preference_loss.preference_loss`."""
     lr_schedule: str = "constant"
@@ -54,6 +56,7 @@ class LearnerSettings:
     lora: LoraConfig | None = None
     """None: every weight is trained."""
     cpu_offload: bool = False
+    """Master weights, gradients and optimizer states live in host memory, and FSDP's and ZeRO-3's weights."""
     sequence_parallel: int = 1
     """Ranks that share one packed row; neighbours in rank."""
     attention: str = "sdpa"

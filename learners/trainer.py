@@ -3,39 +3,37 @@
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from learners.backend import Backend
-from learners.export import classifier_config, write_export
-from learners.models import TORCH_DTYPES
+from learners.export import classifier_config, write_adapter, write_export
+from learners.lora import adapter_weights, merged_weights
 from learners.objective import build_objective
-from learners.preference_objective import predict_texts
+from learners.publication import Publication
+from learners.reference import Reference
 from learners.settings import LearnerSettings
+from lwz_ray.packing import Microbatch
 from lwz_ray.preferences import PairBatch
 from lwz_ray.records import StepResult
-from lwz_ray.staging import StagingFolder
-from lwz_ray.weights import Bucket, pack_buckets
-
-if TYPE_CHECKING:
-    from learners.vllm_nccl import NcclSender
 
 
 class Trainer:
     """One learner rank: a backend and an objective. Every rank makes the same calls in the same order."""
 
     def __init__(self, settings: LearnerSettings, backend: Backend) -> None:
+        """Make the weights that the backend starts with the reference, where the algorithm has one."""
         self.settings = settings
         self.backend = backend
         self.objective = build_objective(settings)
         self.optimizer_steps = 0
         self.skipped_steps = 0
-        self._staging: StagingFolder | None = None
-        self._sender: NcclSender | None = None
+        self.publication = Publication(settings, backend)
+        self.reference = _reference(settings, backend)
 
     def train(self, minibatches: Sequence[Sequence[Any]]) -> StepResult:
         """Take one optimizer step per minibatch (this rank's microbatches of it); metrics are global."""
@@ -66,13 +64,16 @@ class Trainer:
         return StepResult(metrics, taken, len(minibatches) - taken, int(totals["tokens"]))
 
     def _gradients(self, microbatches: Sequence[Any]) -> tuple[dict[str, float], float]:
-        """Accumulate one optimizer batch; return global sums and the gradient norm before clipping."""
-        keys = self.objective.sum_keys
+        """Accumulate one optimizer batch; return global sums and the gradient norm before clipping.
+
+        Ranks that share a row each see the whole of its loss, so each counts for its part.
+        """
+        keys, part = self.objective.sum_keys, 1.0 / self.settings.sequence_parallel
         local = [0.0] * len(keys)
         for i, batch in enumerate(microbatches):
             loss, sums = self.objective.loss(self.backend.model, batch, self.backend.device)
-            self.backend.accumulate(loss, last=i == len(microbatches) - 1)
-            local = [a + b for a, b in zip(local, sums, strict=True)]
+            self.backend.accumulate(loss * part, last=i == len(microbatches) - 1)
+            local = [a + part * b for a, b in zip(local, sums, strict=True)]
         total = dict(zip(keys, self.backend.sum_over_ranks(local), strict=True))
         return total, self.backend.clip_gradients(self.settings.max_grad_norm)
 
@@ -85,77 +86,79 @@ class Trainer:
             return self.settings.lr * max(0.0, (total - step) / max(1, total - warmup))
         return self.settings.lr
 
+    def annotate(self, microbatches: Sequence[Microbatch]) -> list[dict[str, np.ndarray]]:
+        """Return what the present weights, and the reference, say of each row's trained tokens.
+
+        By name of `TokenFacts`, float32 [num_trained]. Every rank gives as many rows.
+        """
+        found = self._facts(microbatches)
+        if self.reference is not None:
+            with self.reference.in_place():
+                theirs = self._facts(microbatches)
+            found = [mine | {"ref_logprobs": ref["old_logprobs"]} for mine, ref in zip(found, theirs, strict=True)]
+        return found
+
     def predict(self, microbatches: Sequence[PairBatch]) -> list[np.ndarray]:
         """Return each row's scores, float32 [num_texts], under the present weights; the preference objective's.
 
-        Every rank gives as many rows: a forward is a collective too.
+        Every rank gives as many rows.
         """
+        return [found["scores"] for found in self._facts(microbatches)]
+
+    def _facts(self, microbatches: Sequence[Any]) -> list[dict[str, np.ndarray]]:
+        """Ask the objective about each row, without gradient and without what differs in training."""
         model = self.backend.model
         model.eval()
         try:
-            return [predict_texts(model, batch, self.backend.device) for batch in microbatches]
+            found = [self.objective.facts(model, batch, self.backend.device) for batch in microbatches]
         finally:
             model.train()
+        return [{name: values.cpu().numpy() for name, values in row.items()} for row in found]
 
-    def stream_buckets(self, policy_version: int) -> Iterator[Bucket]:
-        """Yield the weights in buckets on the sender; other ranks yield nothing but take part."""
-        weights = self.backend.stream_weights(TORCH_DTYPES[self.settings.publish_dtype])
-        if self.backend.is_sender:
-            yield from pack_buckets(weights, policy_version, self.settings.bucket_bytes)
-        else:
-            for _ in weights:
-                pass
-
-    def stage_weights(self, policy_version: int) -> list[str]:
-        """Stage the weights on this host; return the header paths on the sender, nothing elsewhere."""
-        if self.backend.is_sender and self._staging is None:
-            self._staging = StagingFolder(self.settings.staging_candidates, self.settings.staging_bytes)
-        paths = []
-        for bucket in self.stream_buckets(policy_version):
-            assert self._staging is not None
-            paths.append(self._staging.write(bucket))
-        return paths
-
-    def clear_staged(self) -> None:
-        """Delete the staged files of the last publication."""
-        if self._staging is not None:
-            self._staging.clear()
-
-    def open_nccl(self, client: Any, host: str, port: int, size: int) -> None:
-        """Join the transfer group of rank 0 and the engines' workers; vLLM is needed only here."""
-        from learners.vllm_nccl import NcclSender
-
-        dtype = TORCH_DTYPES[self.settings.publish_dtype]
-        self._sender = NcclSender(self.backend, dtype, client, host, port, size)
-
-    def send_nccl(self, policy_version: int) -> None:
-        """Broadcast the weights to the engines."""
-        if self._sender is None:
-            raise RuntimeError("send_nccl before open_nccl")
-        self._sender.send(policy_version)
+    def refresh_reference(self) -> None:
+        """Make the present policy the reference."""
+        if self.reference is None:
+            raise RuntimeError("refresh_reference where algorithm.kl_coefficient is 0: there is no reference")
+        self.reference.refresh()
 
     def save(self, folder: str) -> None:
-        """Write this rank's part of a checkpoint."""
+        """Take this rank's part of a checkpoint; `finish_save` waits for it to be on disk."""
         self.backend.save(folder)
+        if self.reference is not None:
+            self.reference.save(folder)
         if self.backend.is_sender:
             state = {"optimizer_steps": self.optimizer_steps, "skipped_steps": self.skipped_steps}
             Path(folder, "trainer.json").write_text(json.dumps(state))
 
+    def finish_save(self) -> None:
+        """Return when the last `save` is on disk; may run beside training, in a thread of its own."""
+        self.backend.finish_save()
+
     def load(self, folder: str) -> None:
         """Load what `save` wrote."""
+        if self.reference is not None:
+            self.reference.load(folder)
         self.backend.load(folder)
         state = json.loads(Path(folder, "trainer.json").read_text())
         self.optimizer_steps, self.skipped_steps = state["optimizer_steps"], state["skipped_steps"]
 
     def export(self, folder: str) -> None:
-        """Write a Hugging Face folder on the sender."""
-        source, config = self.settings.model_path, None
-        if self.settings.objective == "preference":
-            config = classifier_config(source, self.settings.trust_remote_code)
-        weights = self.backend.stream_weights(torch.bfloat16)
-        write_export(weights, source, folder if self.backend.is_sender else None, config)
+        """Write a Hugging Face folder on the sender; with adapters, merged, and the adapter alone below it."""
+        settings, config = self.settings, None
+        target = folder if self.backend.is_sender else None
+        if settings.objective == "preference":
+            config = classifier_config(settings.model_path, settings.trust_remote_code)
+        write_export(merged_weights(self.backend, settings, torch.bfloat16), settings.model_path, target, config)
+        if settings.lora is not None:
+            write_adapter(adapter_weights(self.backend), settings.lora, settings.model_path, target)
 
     def close(self) -> None:
-        if self._staging is not None:
-            self._staging.remove()
+        self.publication.close()
         self.backend.close()
+
+
+def _reference(settings: LearnerSettings, backend: Backend) -> Reference | None:
+    algorithm = settings.algorithm
+    if settings.objective != "policy" or algorithm is None or not algorithm.uses_reference:
+        return None
+    return Reference(backend, algorithm.reference_refresh_steps)

@@ -11,32 +11,44 @@ from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
 from learners.backend import Backend
+from learners.lora import merged_shapes, merged_weights
+from learners.settings import LearnerSettings
 
 
 class ShardSource(WeightSource):
-    """Streams a backend's weights, one whole tensor at a time; every rank iterates in step."""
+    """Streams a backend's weights, adapters merged, one whole tensor at a time; every rank iterates in step."""
 
-    def __init__(self, backend: Backend, dtype: torch.dtype) -> None:
+    def __init__(self, backend: Backend, settings: LearnerSettings, dtype: torch.dtype) -> None:
         self._backend = backend
+        self._settings = settings
         self._dtype = dtype
 
     def metadata(self) -> list[ParamMeta]:
         """Return name, wire dtype and whole shape of every parameter, without a transfer."""
-        return [ParamMeta(name, self._dtype, shape) for name, shape in self._backend.weight_shapes()]
+        return [ParamMeta(name, self._dtype, shape) for name, shape in merged_shapes(self._backend)]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        return self._backend.stream_weights(self._dtype)
+        return merged_weights(self._backend, self._settings, self._dtype)
 
 
 class NcclSender:
     """One learner rank's end of the transfer group; rank 0 broadcasts, the others help to gather."""
 
-    def __init__(self, backend: Backend, dtype: torch.dtype, client: Any, host: str, port: int, size: int) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        settings: LearnerSettings,
+        dtype: torch.dtype,
+        client: Any,
+        host: str,
+        port: int,
+        size: int,
+    ) -> None:
         """client: vLLM's VLLMWeightSyncClient with a `policy_version`; size: of the group, rank 0 and all workers."""
         self._client = client
         info = NCCLTrainerInitInfo(master_address=host, master_port=port, world_size=size, rank=backend.rank)
         self._engine = NCCLTrainerWeightTransferEngine.trainer_init(
-            info, client=client, source=ShardSource(backend, dtype)
+            info, client=client, source=ShardSource(backend, settings, dtype)
         )
 
     def send(self, policy_version: int) -> None:

@@ -1,69 +1,93 @@
-"""From scored groups to what the learner trains on: advantages, masks, global denominators, minibatches."""
+"""From scored groups and their credit to what the learner trains on: masks, global denominators, minibatches."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from lwz_ray.advantages import batch_advantages
-from lwz_ray.config import AlgorithmConfig
-from lwz_ray.errors import RewardFailure
+from lwz_ray.config_algorithm import AlgorithmConfig
+from lwz_ray.credit import Credit, GroupFacts
+from lwz_ray.records import Group, Sample, TokenFacts, TrainSample
+from lwz_ray.steering import is_masked
 from lwz_ray.token_weights import token_weights_of
-from lwz_ray.records import Group, Sample, TrainSample
 
 
-def reward_arrays(group: Group, components: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return component -> float64 [group_size], NaN where it abstains; a failure that drops groups is a ValueError."""
-    out = {}
-    for component in components:
-        values = []
-        for sample in group.samples:
-            value = sample.rewards.get(component, float("nan"))
-            if isinstance(value, RewardFailure) and value.action == "abstain":
-                value = float("nan")
-            if isinstance(value, RewardFailure):
-                raise ValueError(f"group {group.group_id}: reward {component} failed: {value.reason}")
-            values.append(float(value))
-        out[component] = np.asarray(values)
+def unlabelled_sample(sample: Sample) -> TrainSample:
+    """Join prompt and completion without advantages or weight, every completion token in the mask: to be annotated.
+
+    Samples that are masked out of the loss are asked about too: their KL is part of what their group is measured by.
+    """
+    nothing = Credit(np.zeros(sample.completion.num_tokens))
+    return train_sample(sample, nothing, 0.0, masked=False)
+
+
+def train_sample(
+    sample: Sample,
+    credit: Credit,
+    token_weight: float,
+    masked: bool,
+    facts: TokenFacts | None = None,
+    policy_version: int | None = None,
+) -> TrainSample:
+    """Join prompt and completion; the loss mask comes from the roles.
+
+    policy_version: the one being trained, which the tokens' ages are measured from; None: all ages 0.
+    """
+    num_prompt, completion = len(sample.prompt_token_ids), sample.completion
+
+    def after_prompt(values: np.ndarray, dtype: type) -> np.ndarray:
+        column = np.zeros(num_prompt + completion.num_tokens, dtype=dtype)
+        column[num_prompt:] = values
+        return column
+
+    mask = after_prompt(np.full(completion.num_tokens, not masked), np.bool_)
+    ages = None
+    if policy_version is not None:
+        ages = after_prompt(policy_version - versions_of(sample), np.int32)
+    return TrainSample(
+        token_ids=np.concatenate([sample.prompt_token_ids, completion.token_ids]).astype(np.int32),
+        num_prompt_tokens=num_prompt,
+        loss_mask=mask,
+        rollout_logprobs=after_prompt(completion.rollout_logprobs, np.float32),
+        advantages=np.where(mask, after_prompt(credit.advantages, np.float32), np.float32(0.0)),
+        token_weight=token_weight,
+        token_ages=ages,
+        facts=facts,
+        returns=None if credit.returns is None else after_prompt(credit.returns, np.float32),
+    )
+
+
+def versions_of(sample: Sample) -> np.ndarray:
+    """Return the policy version that sampled each completion token, int64 [num_completion_tokens]."""
+    out = np.empty(sample.completion.num_tokens, dtype=np.int64)
+    out[:] = sample.completion.policy_version_min
+    for span in sample.completion.version_spans:
+        out[span.start : span.stop] = span.policy_version
     return out
-
-
-def failed_component(group: Group, components: Sequence[str]) -> RewardFailure | None:
-    """Return the first failure that drops the group, among the components that steer learning."""
-    for sample in group.samples:
-        for component in components:
-            value = sample.rewards.get(component)
-            if isinstance(value, RewardFailure) and value.action == "drop_group":
-                return value
-    return None
-
-
-def advantages_of(groups: Sequence[Group], weights: dict[str, float], algorithm: AlgorithmConfig) -> list[np.ndarray]:
-    """Return each group's advantages [group_size]."""
-    active = [k for k, w in weights.items() if w > 0]
-    return batch_advantages([reward_arrays(g, active) for g in groups], weights, algorithm.advantage)
-
-
-def train_sample(sample: Sample, advantage: float, token_weight: float, masked: bool) -> TrainSample:
-    """Join prompt and completion; the loss mask comes from the roles."""
-    num_prompt, num_completion = len(sample.prompt_token_ids), sample.completion.num_tokens
-    mask = np.zeros(num_prompt + num_completion, dtype=bool)
-    mask[num_prompt:] = not masked
-    logprobs = np.zeros(num_prompt + num_completion, dtype=np.float32)
-    logprobs[num_prompt:] = sample.completion.rollout_logprobs
-    token_ids = np.concatenate([sample.prompt_token_ids, sample.completion.token_ids]).astype(np.int32)
-    advantages = np.where(mask, np.float32(advantage), np.float32(0.0))
-    return TrainSample(token_ids, num_prompt, mask, logprobs, advantages, token_weight)
 
 
 def minibatches_of(
-    groups: Sequence[Group], advantages: Sequence[np.ndarray], algorithm: AlgorithmConfig, fixed_length_tokens: int
+    groups: Sequence[Group],
+    credits: Sequence[Sequence[Credit]],
+    facts: GroupFacts | None,
+    algorithm: AlgorithmConfig,
+    fixed_length_tokens: int,
+    policy_version: int | None = None,
 ) -> list[list[TrainSample]]:
-    """Cut a batch into `minibatches` runs of groups; each minibatch has its own denominators."""
+    """Cut a batch into `minibatches` runs of groups, gone through `epochs` times; each has its own denominators.
+
+    credits, facts: [group][sample].
+    """
     out = []
     for part in np.array_split(np.arange(len(groups)), algorithm.minibatches):
-        rows = [(s, a) for g in part for s, a in zip(groups[g].samples, advantages[g], strict=True)]
-        masked = [algorithm.truncated == "mask" and s.completion.finish_reason == "length" for s, _ in rows]
-        lengths = [0 if m else s.completion.num_tokens for (s, _), m in zip(rows, masked, strict=True)]
+        at = [(g, i) for g in part for i in range(len(groups[g].samples))]
+        samples = [groups[g].samples[i] for g, i in at]
+        masked = [is_masked(s, algorithm) for s in samples]
+        lengths = [0 if m else s.completion.num_tokens for s, m in zip(samples, masked, strict=True)]
         weights = token_weights_of(lengths, algorithm.loss_aggregation, fixed_length_tokens)
-        out.append([train_sample(s, a, w, m) for (s, a), w, m in zip(rows, weights, masked, strict=True)])
-    return out
+        out.append(
+            [
+                train_sample(s, credits[g][i], w, m, facts[g][i] if facts else None, policy_version)
+                for (g, i), s, w, m in zip(at, samples, weights, masked, strict=True)
+            ]
+        )
+    return out * algorithm.epochs

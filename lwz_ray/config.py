@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lwz_ray.config_algorithm import AlgorithmConfig, CriticConfig
+from lwz_ray.config_algorithm import AlgorithmConfig, CriticConfig, check_critic
 from lwz_ray.config_base import Language, Node, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Share
 from lwz_ray.config_rewards import (
     COMPONENTS,
@@ -87,6 +87,15 @@ class RunConfig(Node):
     best_mode: Literal["max", "min"]
     git_revision: str | None = None
     """Passed in where the code travels without `.git` (a submitted job)."""
+
+    @model_validator(mode="after")
+    def _best_has_a_metric(self) -> Self:
+        if self.keep_best and self.best_metric is None:
+            raise ValueError(
+                f"run.keep_best={self.keep_best} but run.best_metric is null: name a key of metrics.jsonl, such as "
+                "rewards/total, or set run.keep_best=0"
+            )
+        return self
 
 
 class ModelConfig(Node):
@@ -215,9 +224,9 @@ class Config(Node):
     preference: PreferenceConfig
     curate: CurateConfig
     algorithm: AlgorithmConfig
-    critic: CriticConfig
     lora: LoraConfig
     optimizer: OptimizerConfig
+    critic: CriticConfig
     learners: LearnersConfig
     weights: WeightsConfig
     failures: FailuresConfig
@@ -254,6 +263,12 @@ class Config(Node):
             raise ValueError(
                 f"actors.num_gpus={self.actors.num_gpus:g} is below "
                 f"actors.tensor_parallel_size={self.actors.tensor_parallel_size}: each shard needs a GPU"
+            )
+        if self.algorithm.uses_critic and self.stage == "rl":
+            check_critic(self.critic, self.steps, self.learners.device, self.learners.sequence_parallel)
+        if self.lora.rank and self.stage == "train_rm":
+            raise ValueError(
+                f"lora.rank={self.lora.rank} with stage=train_rm: adapters are trained by stage=rl only; use lora=none"
             )
         if self.weights.mode == "nccl" and self.learners.device != "cuda":
             raise ValueError("weights.mode=nccl needs learners.device=cuda; on CPUs use auto, shm or object_store")

@@ -96,6 +96,11 @@ class AlgorithmConfig(Node):
                 f"algorithm.correction={self.correction} corrects from the engine's logprobs to recomputed ones; with "
                 "algorithm.old_logprobs=rollout use correction=none"
             )
+        if self.drop_no_spread and self.advantage in ("batch_whitened", "gae"):
+            raise ValueError(
+                f"algorithm.drop_no_spread=true with algorithm.advantage={self.advantage}: a group without spread "
+                "still teaches where advantages are not taken within groups; use drop_no_spread=false"
+            )
         if self.correction_low >= self.correction_high:
             raise ValueError(
                 f"algorithm.correction_low={self.correction_low:g} must be below "
@@ -120,3 +125,25 @@ class CriticConfig(Node):
     """A value may move this far from its old one within a batch; null: freely."""
     whiten_advantages: bool
     """Over all trained tokens of a batch."""
+
+
+def check_critic(critic: CriticConfig, steps: int, device: str, sequence_parallel: int) -> None:
+    """Raise ValueError where a run with a critic could not do what it is for.
+
+    steps: of the run; device and sequence_parallel: of the learners, and so of the critic.
+    """
+    if critic.warmup_steps >= steps:
+        raise ValueError(
+            f"critic.warmup_steps={critic.warmup_steps} with steps={steps}: the policy would never be trained; lower "
+            "the first or raise the second"
+        )
+    if critic.ranks % sequence_parallel:
+        raise ValueError(
+            f"critic.ranks={critic.ranks} is no multiple of learners.sequence_parallel={sequence_parallel}, which "
+            "holds for the critic too"
+        )
+    if device == "cuda" and critic.num_gpus == 0:
+        raise ValueError(
+            "learners.device=cuda with critic.num_gpus=0: the critic computes where the learners do; give each of its "
+            "ranks a GPU, or a share of one"
+        )

@@ -80,11 +80,17 @@ class LearnersConfig(Node):
             )
         if self.deepspeed_config is not None and self.backend != "deepspeed":
             raise ValueError(
-                f"learners.deepspeed_config={self.deepspeed_config} but learners.backend=fsdp: choose learners=deepspeed"
+                f"learners.deepspeed_config={self.deepspeed_config} but learners.backend=fsdp: "
+                "choose learners=deepspeed"
             )
         for key, value in (("attention=varlen", self.attention == "varlen"), ("liger=true", self.liger)):
             if value and self.device != "cuda":
                 raise ValueError(f"learners.{key} needs learners.device=cuda; leave it out on CPUs")
+        if self.attention == "varlen" and self.dtype != "bfloat16":
+            raise ValueError(
+                f"learners.attention=varlen with learners.dtype={self.dtype}: its kernel knows half precision only; "
+                "use learners.dtype=bfloat16, or learners.attention=sdpa"
+            )
         return self
 
 

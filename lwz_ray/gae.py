@@ -4,7 +4,7 @@ import numpy as np
 
 
 def gae(rewards: np.ndarray, values: np.ndarray, gamma: float, lam: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return advantages and returns, float64 [num_tokens] (arXiv 1506.02438 eq. 11, 12).
+    """Return advantages and returns, float64 [num_tokens] (arXiv 1506.02438 eq. 16; in PPO, arXiv 1707.06347 eq. 11).
 
     rewards: of taking each token; values: of the state before each token. The answer ends after its last token, also
     where the token limit ended it: delta_t = r_t + gamma V_{t+1} - V_t with V = 0 after the end,

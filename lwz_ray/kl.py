@@ -1,4 +1,4 @@
-"""Estimators of the KL divergence from the policy to a reference, one term a token (Schulman 2020, "Approximating KL")."""
+"""Estimators of the KL divergence of the policy from a reference, one term a token (Schulman 2020)."""
 
 import torch
 
@@ -8,8 +8,10 @@ from lwz_ray.config_algorithm import KlEstimator
 def kl_terms(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: KlEstimator) -> torch.Tensor:
     """Return an estimate of KL(policy || reference) a token, in nats: float [num_tokens], with gradient.
 
-    With d = ref_logprobs - logprobs:  k1 = -d,  k2 = d^2 / 2,  k3 = exp(d) - 1 - d. As a loss, k1 has an expected
-    gradient of 0 and only adds noise; k2's expected gradient is that of the KL itself.
+    With d = ref_logprobs - logprobs:  k1 = -d,  k2 = d^2 / 2,  k3 = exp(d) - 1 - d (GRPO, arXiv 2402.03300 eq. 4).
+    k1 and k3 have the KL as their mean over the policy's samples, k3 with less variance and never below 0. As a loss,
+    k1 has an expected gradient of 0 and only adds noise; k2's is the gradient of KL(policy || reference), k3's that of
+    KL(reference || policy).
     """
     difference = ref_logprobs - logprobs
     if estimator == "k1":

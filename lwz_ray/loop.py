@@ -1,37 +1,50 @@
 """The training loop. Synchronous training is `max_staleness = 0`, not a second loop.
 
-    prompts ──admit──▶ making (generate · parse · score) ──▶ buffer ──▶ batch ──▶ train ──▶ publish
-               ▲                    one task a group                                          │
-               └──────────── capacity: rounds + 1 + max_staleness, per ledger ◀── open_round ─┘
+    prompts ──admit──▶ making (generate · parse · score) ──▶ buffer ──▶ batch ──▶ update ──▶ publish
+               ▲                    one task a group                     annotate · credit · train │
+               └──────────── capacity: rounds + 1 + max_staleness, per ledger ◀───── open_round ───┘
 
-One task makes a group; this loop alone consumes them, trains and publishes. New weights reach the rollout actors while
-groups are being made; what was sampled with which version is written on every completion, and its staleness is
-measured when it is consumed.
+One task makes a group; this loop alone consumes them, trains (`policy_update`) and publishes. New weights reach the
+rollout actors while groups are being made; what was sampled with which version is written on every completion, and its
+staleness is measured when it is consumed.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from lwz_ray.batching import advantages_of, failed_component, minibatches_of
 from lwz_ray.config import Config
 from lwz_ray.data import PromptOrder
 from lwz_ray.errors import InfrastructureError, WaitTimeoutError
 from lwz_ray.grouping import GroupMaker, MadeGroup, group_seed
 from lwz_ray.ledger import Ledger
+from lwz_ray.policy_update import PolicyUpdate
 from lwz_ray.protocols import Learner, Tracker, WeightSync
 from lwz_ray.records import Prompt, StepResult
-from lwz_ray.skipped_steps import SkippedSteps
+from lwz_ray.steering import failed_component, teaches_nothing
 from lwz_ray.step_metrics import group_metrics
 from lwz_ray.watch import watch_metrics
+
+NO_SPREAD = (
+    "all samples of prompt {prompt} have the same rewards; use prompts that are neither too easy nor too hard, raise "
+    "group_size or sampling.temperature, or set algorithm.drop_no_spread=false"
+)
 
 
 class Checkpoints(Protocol):
     """Keeps the run's state."""
 
-    async def save(self, step: int, state: dict[str, Any], buffer: Sequence[MadeGroup]) -> None: ...
+    async def save(
+        self, step: int, state: dict[str, Any], buffer: Sequence[MadeGroup], metrics: Mapping[str, Any]
+    ) -> None:
+        """Take the state; it may be written while training goes on. metrics: what the step measured."""
+        ...
+
+    async def wait(self) -> None:
+        """Return when the last `save` is complete; raise what went wrong with it."""
+        ...
 
 
 @dataclass(slots=True)
@@ -61,6 +74,8 @@ class Parts:
     """Evaluate the present weights; called with the step."""
     scoring: Callable[[], dict[str, float]] = dict
     """Return what the scoring side counts of itself: `pool/*`, `judge/*`."""
+    critic: Learner | None = None
+    """The value network; there where `algorithm.uses_critic`."""
 
 
 class TrainingLoop:
@@ -79,8 +94,9 @@ class TrainingLoop:
         self._arrived = asyncio.Event()
         self._failure: Exception | None = None
         self._dropped_in_a_row = 0
-        self._skipped = SkippedSteps(config.failures.max_consecutive_skipped_steps, "the last samples")
+        self._update = PolicyUpdate(config, parts.learner, parts.critic)
         self._saved_step: int | None = None
+        self._measured: dict[str, Any] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Train until `steps` are done; leaves a checkpoint of the last step, also when stopped."""
@@ -93,6 +109,7 @@ class TrainingLoop:
                     break
                 await self._step(batch, time.monotonic() - waited)
             await self._save()
+            await self.parts.checkpoints.wait()
         finally:
             await self._cancel_tasks()
 
@@ -121,9 +138,12 @@ class TrainingLoop:
             failure = failed_component(made.group, self.config.rewards.active)
             if failure:
                 self._drop(group_id, f"reward_failed_{failure.component}", failure.reason)
+            elif self.config.algorithm.drop_no_spread and teaches_nothing(made.group, self.config):
+                self._drop(group_id, "no_spread", NO_SPREAD.format(prompt=prompt.prompt_id))
             else:
                 self.ledger.ready(group_id)
                 self._buffer[group_id] = made
+                self._dropped_in_a_row = 0
         except Exception as error:  # handed to the loop, which fails the run
             self._failure = self._failure or error
         finally:
@@ -131,7 +151,7 @@ class TrainingLoop:
             self._arrived.set()
 
     def _drop(self, group_id: int, reason: str, why: str) -> None:
-        """Give a group up and admit another in its place, up to a cap of drops in a row."""
+        """Give a group up and admit another in its place, up to a cap of drops with none kept between them."""
         self.ledger.drop(group_id, reason)
         self._dropped_in_a_row += 1
         cap = self.config.failures.max_consecutive_dropped_groups
@@ -181,10 +201,8 @@ class TrainingLoop:
         started = time.monotonic() - wait_s
         groups = [m.group for m in batch]
         weights: dict[str, float] = {**self.config.rewards.weights}
-        advantages = advantages_of(groups, weights, self.config.algorithm)
-        result = await self.parts.learner.train(
-            minibatches_of(groups, advantages, self.config.algorithm, self.config.sampling.max_tokens)
-        )
+        update = await self._update.take(groups, self.progress.step, self.progress.policy_version)
+        result = update.result
         self.ledger.train(g.group_id for g in groups)
         self._dropped_in_a_row = 0
         self._count(result)
@@ -193,6 +211,7 @@ class TrainingLoop:
             self.progress.policy_version += 1
             published = await self.parts.weights.publish(self.progress.policy_version)
         self.progress.step += 1
+        await self._update.refresh_reference(self.progress.step)
         self.ledger.open_round()
         self._dispatch()
         metrics = group_metrics(batch, weights, self.config.sampling.max_tokens) | watch_metrics(groups, weights)
@@ -200,8 +219,8 @@ class TrainingLoop:
         step_s = time.monotonic() - started
         metrics |= {"time/step_s": step_s, "time/wait_s": wait_s}
         metrics["rollout/tokens_per_s"] = metrics["rollout/tokens"] / step_s
-        flat = [a for group in advantages for a in group.tolist()]
-        self.parts.tracker.log_samples([s for g in groups for s in g.samples], flat, self.progress.step, "train")
+        samples = [s for g in groups for s in g.samples]
+        self.parts.tracker.log_samples(samples, update.advantages, self.progress.step, "train")
         await self._after_step(metrics)
 
     async def _after_step(self, metrics: dict[str, float]) -> None:
@@ -211,15 +230,15 @@ class TrainingLoop:
             evaluated = await self.parts.evaluate(step)
             metrics |= {f"eval/{k}": v for k, v in evaluated.items()}
         self.parts.tracker.log_step({"step": step, "policy_version": self.progress.policy_version, **metrics})
+        self._measured = metrics
         if step % config.run.checkpoint_every_steps == 0:
             await self._save()
 
     def _count(self, result: StepResult) -> None:
-        """Count optimizer steps; fail after too many non-finite ones in a row."""
+        """Count optimizer steps and what they saw."""
         self.progress.optimizer_steps += result.optimizer_steps
         self.progress.skipped_steps += result.skipped
         self.progress.tokens_trained += result.num_trained_tokens
-        self._skipped.count(result)
 
     def _account(self) -> dict[str, float]:
         self.ledger.check()
@@ -236,7 +255,8 @@ class TrainingLoop:
         """Checkpoint the present step once."""
         if self._saved_step == self.progress.step:
             return
-        await self.parts.checkpoints.save(self.progress.step, self.state(), list(self._buffer.values()))
+        buffer = list(self._buffer.values())
+        await self.parts.checkpoints.save(self.progress.step, self.state(), buffer, self._measured)
         self._saved_step = self.progress.step
 
     def state(self) -> dict[str, Any]:

@@ -29,11 +29,12 @@ def correction_weights(
 ) -> CorrectionWeights:
     """Return importance weights with w_t = exp(old_logprobs_t - rollout_logprobs_t), all tensors [num_trained].
 
-    token_truncated      min(w_t, high): truncated importance sampling
-    token_masked         w_t, and 0 outside [low, high]
-    sequence_truncated   min(g, high), g = exp(mean over the sample's tokens of log w_t)
+    token_truncated      min(w_t, high): truncated importance sampling (Ionides 2008; for engines, Yao et al. 2025)
+    token_masked         w_t, and 0 outside [low, high] (IcePop, arXiv 2510.18855)
+    sequence_truncated   min(g, high), g = exp(mean over the sample's tokens of log w_t), the statistic of GSPO
     sequence_masked      g, and 0 outside [low, high]
-    decoupled            w_t: the clipped ratio is then taken from a proximal policy (arXiv 2110.00641 eq. 4)
+    decoupled            w_t, unbounded: decoupled PPO, w_t min(rho_t A_t, clip(rho_t) A_t) with rho_t = pi / pi_old and
+                         pi_old the proximal policy (arXiv 2110.00641; for language models arXiv 2505.24298)
     none                 1
 
     The geometric mean stays near 1 at any length, where the product over 10,000 tokens vanishes or explodes.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lwz_ray.packing_cost import family_cost, family_tokens
 from lwz_ray.records import TokenFacts, TrainSample
 
 Segment = tuple[int, int, int, int]
@@ -62,14 +63,18 @@ class Microbatch:
         return int(self.sample_index.shape[0])
 
 
-def split_over_ranks(samples: Sequence[TrainSample], budget: int, ranks: int) -> list[list[Microbatch]]:
-    """Return each rank's microbatches of one optimizer batch.
+def split_over_ranks(
+    samples: Sequence[TrainSample], budget: int, ranks: int, attention_cost: float = 0.0
+) -> list[list[Microbatch]]:
+    """Return each rank's microbatches of one optimizer batch; equal arguments give equal microbatches.
 
-    Every rank gets the same number (collectives run in lockstep), each within `budget` tokens. Raises ValueError where
-    a single sample exceeds the budget.
+    Every rank gets the same number (collectives run in lockstep), each within `budget` tokens; they are balanced by
+    `lwz_ray.packing_cost`, where attention_cost=0 counts tokens alone. Raises ValueError where a single sample exceeds
+    the budget.
     """
     families = group_by_prompt(samples, budget)
-    plan = assign([_family_tokens(samples, f) for f in families], budget, ranks)
+    lengths = [family_tokens(samples, f) for f in families]
+    plan = assign(lengths, budget, ranks, [family_cost(samples, f, attention_cost) for f in families])
     return [[build_microbatch(samples, [families[f] for f in members]) for members in rank] for rank in plan]
 
 
@@ -82,28 +87,33 @@ def group_by_prompt(samples: Sequence[TrainSample], budget: int) -> list[list[in
     for i, sample in enumerate(samples):
         if families and _same_prompt(samples[families[-1][0]], sample):
             longer = [*families[-1], i]
-            if _family_tokens(samples, longer) <= budget // 2:
+            if family_tokens(samples, longer) <= budget // 2:
                 families[-1] = longer
                 continue
         families.append([i])
     return families
 
 
-def assign(lengths: Sequence[int], budget: int, ranks: int) -> list[list[list[int]]]:
+def assign(
+    lengths: Sequence[int], budget: int, ranks: int, costs: Sequence[float] | None = None
+) -> list[list[list[int]]]:
     """Return [rank][microbatch] -> item indices: each index once, each microbatch within `budget` tokens.
 
-    Every rank gets the same number of microbatches, as few as fit; an empty one is allowed. Longest first into the
-    least loaded microbatch; then the fullest microbatches are dealt over the ranks.
+    Every rank gets the same number of microbatches, as few as are found to fit; an empty one is allowed. Costliest
+    first into the cheapest microbatch with room; where that runs out of room, longest first into the fullest one.
+    costs: of each item; None: its length. The microbatches are then dealt round by round: ranks wait for each other in
+    every layer of a round, so those of one round are alike, and the costliest goes to the rank with the least so far.
     """
+    costs = lengths if costs is None else costs
     for index, length in enumerate(lengths):
         if length > budget:
             raise ValueError(f"item {index} has {length} tokens, over the microbatch budget of {budget}")
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     rounds = max(1, -(-sum(lengths) // (budget * ranks)))
     while True:
-        bins = _fill(order, lengths, budget, rounds * ranks)
-        if bins is not None:
-            return _deal(bins, lengths, ranks, rounds)
+        for balance in (True, False):
+            bins = _fill(lengths, costs, budget, rounds * ranks, balance)
+            if bins is not None:
+                return _deal(bins, costs, ranks)
         rounds += 1
 
 
@@ -209,30 +219,35 @@ def _same_prompt(a: TrainSample, b: TrainSample) -> bool:
     return n == b.num_prompt_tokens and np.array_equal(a.token_ids[:n], b.token_ids[:n])
 
 
-def _family_tokens(samples: Sequence[TrainSample], family: Sequence[int]) -> int:
-    num_prompt = samples[family[0]].num_prompt_tokens
-    return num_prompt + sum(samples[i].num_tokens - num_prompt for i in family)
+def _fill(
+    lengths: Sequence[int], costs: Sequence[float], budget: int, num_bins: int, balance: bool
+) -> list[list[int]] | None:
+    """Place each item into a bin that has room for its tokens; None where none has.
 
-
-def _fill(order: Sequence[int], lengths: Sequence[int], budget: int, num_bins: int) -> list[list[int]] | None:
-    """Place items, longest first, into the least loaded bin; None where one does not fit."""
+    balance: costliest first into the cheapest bin; else longest first into the fullest one, which fits more.
+    """
     bins: list[list[int]] = [[] for _ in range(num_bins)]
-    loads = [0] * num_bins
-    for i in order:
-        target = loads.index(min(loads))
-        if loads[target] + lengths[i] > budget:
+    tokens, loads = [0] * num_bins, [0.0] * num_bins
+    weights = costs if balance else lengths
+    for i in sorted(range(len(lengths)), key=lambda i: (-weights[i], i)):
+        with_room = [b for b in range(num_bins) if tokens[b] + lengths[i] <= budget]
+        if not with_room:
             return None
+        target = min(with_room, key=lambda b: (loads[b] if balance else -tokens[b], b))
         bins[target].append(i)
-        loads[target] += lengths[i]
+        tokens[target] += lengths[i]
+        loads[target] += costs[i]
     return bins
 
 
-def _deal(bins: list[list[int]], lengths: Sequence[int], ranks: int, rounds: int) -> list[list[list[int]]]:
-    """Give each rank `rounds` bins, heaviest first to the lightest rank that still has room."""
+def _deal(bins: list[list[int]], costs: Sequence[float], ranks: int) -> list[list[list[int]]]:
+    """Give each rank one bin a round, bins in order of cost."""
     out: list[list[list[int]]] = [[] for _ in range(ranks)]
-    loads = [0] * ranks
-    for members in sorted(bins, key=lambda b: -sum(lengths[i] for i in b)):
-        rank = min((r for r in range(ranks) if len(out[r]) < rounds), key=lambda r: (loads[r], r))
-        out[rank].append(sorted(members))
-        loads[rank] += sum(lengths[i] for i in members)
+    loads = [0.0] * ranks
+    by_cost = sorted(bins, key=lambda b: -sum(costs[i] for i in b))
+    for first in range(0, len(by_cost), ranks):
+        lightest = sorted(range(ranks), key=lambda r: (loads[r], r))
+        for rank, members in zip(lightest, by_cost[first : first + ranks], strict=True):
+            out[rank].append(sorted(members))
+            loads[rank] += sum(costs[i] for i in members)
     return out

@@ -62,6 +62,7 @@ class PreferenceLoop:
         self._skipped = SkippedSteps(config.failures.max_consecutive_skipped_steps, "the pairs")
         self._saved_step: int | None = None
         self._kept: dict[str, Any] = {}
+        self._measured: dict[str, Any] = {}
 
     def keep(self, name: str, value: Any) -> None:
         """Put a value (JSON's own types) into every checkpoint, for a run that continues."""
@@ -93,6 +94,7 @@ class PreferenceLoop:
         if every and step % every == 0 and step < self.config.steps:
             metrics |= await self.parts.evaluate()
         self.parts.log_step({"step": step, "policy_version": self.progress.policy_version, **metrics})
+        self._measured = metrics
         if step % self.config.run.checkpoint_every_steps == 0:
             await self._save()
 
@@ -110,7 +112,7 @@ class PreferenceLoop:
         """Checkpoint the present step once; before the first step there is nothing to keep."""
         if self.progress.step == 0 or self._saved_step == self.progress.step:
             return
-        await self.parts.checkpoints.save(self.progress.step, self.state(), [])
+        await self.parts.checkpoints.save(self.progress.step, self.state(), [], self._measured)
         self._saved_step = self.progress.step
 
     def state(self) -> dict[str, Any]:

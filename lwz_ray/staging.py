@@ -55,12 +55,15 @@ class StagingFolder:
         shutil.rmtree(self.root, ignore_errors=True)
 
 
+def read_header(header_path: str) -> BucketHeader:
+    """Return what a staged bucket says of itself; its bytes are not looked at."""
+    return BucketHeader.from_dict(json.loads(Path(header_path).read_text()))
+
+
 def read_staged(header_path: str) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors of one staged bucket, verified before the first is handed out."""
-    path = Path(header_path)
-    header = BucketHeader.from_dict(json.loads(path.read_text()))
-    payload = np.fromfile(path.with_suffix(".bin"), dtype=np.uint8)
-    yield from unpack(header, payload)
+    payload = np.fromfile(Path(header_path).with_suffix(".bin"), dtype=np.uint8)
+    yield from unpack(read_header(header_path), payload)
 
 
 def sweep(parent: str) -> list[str]:

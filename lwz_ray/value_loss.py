@@ -9,7 +9,8 @@ def value_terms(
     """Return one term a token, to be weighted, summed and minimised, and which were clipped; all [num_trained].
 
     term_t = max((V_t - R_t)^2, (clip(V_t, V_old - c, V_old + c) - R_t)^2) / 2, as in PPO's reference implementation;
-    value_clip=None leaves the first alone.
+    value_clip=None leaves the first alone. Where the second is larger and V_t has moved by more than c, the term has no
+    gradient.
     """
     plain = (values - returns).square()
     if value_clip is None:

@@ -94,10 +94,13 @@ class Alarm:
     message: str
 
 
-def alarms(metrics: Mapping[str, float], limits: WatchConfig, active: Sequence[str]) -> list[Alarm]:
-    """Return what went past its limit in one step."""
+def alarms(
+    metrics: Mapping[str, float], limits: WatchConfig, active: Sequence[str], max_mismatch: float = math.inf
+) -> list[Alarm]:
+    """Return what went past its limit in one step. max_mismatch: `algorithm.mismatch_warning`."""
     found = []
     rules = [
+        ("train/mismatch", 1, max_mismatch, "engine and learner disagree about what was sampled"),
         ("rollout/distinct_2", -1, limits.min_distinct_2, "the answers repeat their word pairs"),
         ("watch/compression_ratio", 1, limits.max_compression_ratio, "the answers repeat themselves (they compress)"),
         ("watch/opening_entropy", -1, limits.min_opening_entropy, "the answers begin alike"),

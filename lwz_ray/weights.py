@@ -55,30 +55,30 @@ class Bucket:
 def pack_buckets(
     tensors: Iterable[tuple[str, torch.Tensor]], policy_version: int, bucket_bytes: int
 ) -> Iterator[Bucket]:
-    """Yield buckets of at most `bucket_bytes` (a larger tensor gets one of its own), in order, one alive at a time."""
-    waiting: list[tuple[str, torch.Tensor]] = []
-    size, index = 0, 0
-    for name, tensor in tensors:
-        num_bytes = tensor.numel() * tensor.element_size()
-        if waiting and size + num_bytes > bucket_bytes:
-            yield _pack(waiting, policy_version, index)
-            waiting, size, index = [], 0, index + 1
-        waiting.append((name, tensor))
-        size += num_bytes
-    if waiting:
-        yield _pack(waiting, policy_version, index)
+    """Yield buckets of at most `bucket_bytes` (a larger tensor gets one of its own), in order.
 
-
-def _pack(tensors: list[tuple[str, torch.Tensor]], policy_version: int, index: int) -> Bucket:
-    entries, parts, offset = [], [], 0
+    A tensor is copied into the bucket and dropped before the next is asked for: one bucket and one tensor exist at a
+    time, if the caller drops each bucket before it asks for the next.
+    """
+    payload, entries, size, index = np.empty(0, np.uint8), list[TensorEntry](), 0, 0
     for name, tensor in tensors:
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+        if entries and size + len(raw) > bucket_bytes:
+            yield _bucket(payload[:size], policy_version, index, entries)
+            payload, entries, size, index = np.empty(0, np.uint8), [], 0, index + 1
+        if not entries:
+            payload = np.empty(max(bucket_bytes, len(raw)), np.uint8)  # memory that is not written is not taken
+        torch.from_numpy(payload[size : size + len(raw)]).copy_(raw)
         dtype = str(tensor.dtype).removeprefix("torch.")
-        entries.append(TensorEntry(name, dtype, tuple(tensor.shape), offset, raw.nbytes))
-        parts.append(raw)
-        offset += raw.nbytes
-    payload = np.concatenate(parts)
-    return Bucket(BucketHeader(policy_version, index, tuple(entries), offset, zlib.crc32(payload.data)), payload)
+        entries.append(TensorEntry(name, dtype, tuple(tensor.shape), size, len(raw)))
+        size += len(raw)
+        del tensor, raw
+    if entries:
+        yield _bucket(payload[:size], policy_version, index, entries)
+
+
+def _bucket(payload: np.ndarray, policy_version: int, index: int, entries: list[TensorEntry]) -> Bucket:
+    return Bucket(BucketHeader(policy_version, index, tuple(entries), len(payload), zlib.crc32(payload.data)), payload)
 
 
 def verify(header: BucketHeader, payload: np.ndarray) -> None:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from actors.worker import RolloutWorker
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Tiny tensors on several threads wait for one another; whatever should use more says so itself.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

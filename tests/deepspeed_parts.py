@@ -118,15 +118,14 @@ def _trainer(trainer: Trainer, rank: int, checkpoint: Path) -> dict[str, Any]:
 
 
 def _refusals(backend: Any, checkpoint: Path) -> list[str]:
-    """Return the errors for a checkpoint of 4 ranks, and for a folder without one."""
+    """Return the errors for checkpoints of another stage and of another dtype."""
     torch.distributed.barrier()
-    other = Path(f"{checkpoint}_of_4_rank{backend.rank}")
+    other = Path(f"{checkpoint}_of_another_layout_rank{backend.rank}")
     other.mkdir()
+    layout = json.loads((checkpoint / "deepspeed.json").read_text())
     messages = []
-    for write in (False, True):
-        if write:
-            layout = json.loads((checkpoint / "deepspeed.json").read_text())
-            (other / "deepspeed.json").write_text(json.dumps(layout | {"ranks": 4}))
+    for change in ({"zero_stage": 0}, {"dtype": "float64"}):
+        (other / "deepspeed.json").write_text(json.dumps(layout | change))
         try:
             backend.load(str(other))
         except UserError as error:

@@ -15,13 +15,13 @@ from torch.multiprocessing.spawn import start_processes
 from learners.fsdp import FsdpBackend
 from learners.settings import LearnerSettings
 from learners.trainer import Trainer
-from lwz_ray.token_weights import token_weights_of
 from lwz_ray.packing import split_over_ranks
 from lwz_ray.records import TrainSample
 from lwz_ray.staging import read_staged
+from lwz_ray.token_weights import token_weights_of
 from tests.algorithms import algorithm
 
-TIMEOUT_S = 150.0
+TIMEOUT_S = 200.0
 
 
 def settings(model: Path, **changes: Any) -> LearnerSettings:
@@ -128,7 +128,7 @@ def train_stage_export(rank: int, world_size: int, address: str, model: str, fol
     for lengths in ((5, 17, 2, 30, 11), (9,)):
         plan = split_over_ranks(batch(lengths), 64, world_size)
         results.append(trainer.train([plan[rank]]))
-    paths = trainer.stage_weights(policy_version=2)
+    paths = trainer.publication.stage_weights(policy_version=2)
     staged = {name: tensor.clone() for path in paths for name, tensor in read_staged(path)}
     parameters = dict(trainer.backend.stream_weights(torch.float32))
     export, checkpoint = Path(folder, "export"), Path(folder, "checkpoint")
@@ -136,6 +136,7 @@ def train_stage_export(rank: int, world_size: int, address: str, model: str, fol
         path.mkdir(exist_ok=True)
     trainer.export(str(export))
     trainer.save(str(checkpoint))
+    trainer.finish_save()
     trainer.load(str(checkpoint))
     seen = {"results": results, "num_buckets": len(paths), "staged": staged, "parameters": parameters}
     torch.save(seen, Path(folder, f"rank_{rank}.pt"))

@@ -17,19 +17,19 @@ from actors.tiny_engine import TinyEngine
 from actors.worker import RolloutWorker
 from launch.checkpoints import CheckpointStore
 from launch.compose import compose
+from learners.critic_objective import CriticObjective
+from learners.policy_objective import PolicyObjective
 from lwz_ray.config import Config
 from lwz_ray.errors import RewardFailure
 from lwz_ray.grouping import GroupMaker, group_seed
 from lwz_ray.loop import Parts, TrainingLoop
-from lwz_ray.policy_losses import POLICY_LOSSES, TokenColumns
-from lwz_ray.packing import split_over_ranks
 from lwz_ray.protocols import GroupScoring, Rollouts, Scorer
-from lwz_ray.records import Prompt, RolloutRequest, Sample, StepResult, TrainSample
+from lwz_ray.records import Prompt, RolloutRequest, Sample
 from lwz_ray.staging import StagingFolder
 from lwz_ray.weights import pack_buckets
 from rewards.scorer import RewardSet
+from tests.table_learner import VOCABULARY, BigramModel, BigramValues, TableLearner
 
-VOCABULARY = 8
 PROMPT_TOKEN = 7
 PROMPTS = [Prompt(f"p{i}", f"Write {i}.", "en", (1, 3), i) for i in range(4)]
 
@@ -61,72 +61,11 @@ class WordEncoder:
         return np.array([1 + prompt.index % 4, PROMPT_TOKEN], dtype=np.int32)
 
 
-class BigramLearner:
-    """Trains the matrix that `TinyEngine` samples from, with the packing and the loss of the project."""
-
-    def __init__(self, config: Config, lr: float) -> None:
-        self.logits = torch.zeros(VOCABULARY, VOCABULARY, requires_grad=True)
-        self._optimizer = torch.optim.Adam([self.logits], lr=lr)
-        self._config = config
-        self.calls = 0
-        self.poisoned: set[int] = set()
-        """Calls of `train`, counted from 1, whose loss is not a number."""
-        self.duration_s = 0.0
-        self.busy_until: Callable[[], bool] = lambda: True
-        """A step takes at least until this holds."""
-
-    async def train(self, minibatches: Sequence[Sequence[TrainSample]]) -> StepResult:
-        """Take one optimizer step per minibatch; others run meanwhile."""
-        await asyncio.sleep(self.duration_s)
-        while not self.busy_until():  # noqa: ASYNC110 - it looks at plain state that sets no event
-            await asyncio.sleep(0.001)
-        self.calls += 1
-        losses, mismatch, tokens, skipped = [], 0.0, 0, 0
-        for samples in minibatches:
-            self._optimizer.zero_grad()
-            loss = torch.zeros(())
-            for row in split_over_ranks(samples, budget=40, ranks=1)[0]:
-                logits = self.logits[torch.from_numpy(row.token_ids[row.rows])] / self._config.sampling.temperature
-                targets = torch.from_numpy(row.targets)[:, None]
-                logprobs = torch.log_softmax(logits, dim=1).gather(1, targets)[:, 0]
-                rollout, advantages, sample_of = map(
-                    torch.from_numpy, (row.rollout_logprobs, row.advantages, row.sample_of)
-                )
-                columns = TokenColumns(logprobs, rollout, advantages, sample_of, row.num_samples)
-                algorithm = self._config.algorithm
-                terms = POLICY_LOSSES[algorithm.loss](columns, algorithm.clip_low, algorithm.clip_high).terms
-                loss = loss + (terms * torch.from_numpy(row.token_weights)).sum()
-                mismatch += (logprobs - rollout).abs().sum().item()
-                tokens += row.num_trained
-            if self.calls in self.poisoned:
-                loss = loss * float("nan")
-            if not torch.isfinite(loss):
-                skipped += 1
-                continue
-            loss.backward()
-            self._optimizer.step()
-            losses.append(loss.item())
-        metrics = {"train/loss": sum(losses), "train/mismatch": mismatch / max(tokens, 1)} if losses else {}
-        return StepResult(metrics, len(losses), skipped, tokens)
-
-    async def save(self, folder: str) -> None:
-        torch.save({"logits": self.logits.detach(), "optimizer": self._optimizer.state_dict()}, f"{folder}/learner.pt")
-
-    async def load(self, folder: str) -> None:
-        state = torch.load(f"{folder}/learner.pt")
-        with torch.no_grad():
-            self.logits.copy_(state["logits"])
-        self._optimizer.load_state_dict(state["optimizer"])
-
-    async def export(self, folder: str) -> None:
-        torch.save(self.logits.detach(), f"{folder}/logits.pt")
-
-
 @dataclass
 class StagedSync:
     """Publishes through staged buckets, as the learners' host does."""
 
-    learner: BigramLearner
+    learner: TableLearner
     worker: RolloutWorker
     staging: StagingFolder
     published: list[int] = field(default_factory=list)
@@ -148,6 +87,7 @@ class Records:
 
     steps: list[dict[str, Any]] = field(default_factory=list)
     group_ids: list[list[int]] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
     on_step: Callable[[int], None] = lambda step: None
     on_samples: Callable[[Sequence[Sample]], None] = lambda samples: None
 
@@ -160,6 +100,7 @@ class Records:
     def log_samples(self, samples: Sequence[Sample], advantages: Sequence[float], step: int, split: str) -> None:
         assert len(samples) == len(advantages) and split == "train"
         self.group_ids.append(sorted({s.group_id for s in samples}))
+        self.samples.extend(samples)
         self.on_samples(samples)
 
     def column(self, key: str) -> list[Any]:
@@ -217,7 +158,8 @@ class System:
 
     config: Config
     loop: TrainingLoop
-    learner: BigramLearner
+    learner: TableLearner
+    critic: TableLearner | None
     worker: RolloutWorker
     weights: StagedSync
     records: Records
@@ -249,17 +191,21 @@ async def make_system(
     )  # fmt: skip
     worker = RolloutWorker(engine(settings, torch.zeros(VOCABULARY, VOCABULARY)), (str(folder),), 1000)
     await worker.start()
-    learner = BigramLearner(config, lr)
+    learner = TableLearner(BigramModel(), PolicyObjective(config.algorithm, config.sampling.temperature), lr)
+    critic = None
+    if config.algorithm.uses_critic:
+        critic = TableLearner(BigramValues(), CriticObjective(config.critic.value_clip), lr)
     pool = RolloutPool([worker.stream], 5.0)
     encoder: Any = WordEncoder()
     maker = GroupMaker(rollouts(pool), scorer or RewardSet(config.rewards), encoder, config.template)
     weights = StagedSync(learner, worker, StagingFolder((str(folder),), 1000))
     records, evaluated = Records(), []
-    store = CheckpointStore(folder / "checkpoints", learner, {"model": "bigram"}, config.run.keep_checkpoints)
+    store = CheckpointStore(folder / "checkpoints", {"model": "bigram"}, config.run, 20.0)
+    store.attach(learner, critic)
 
     async def evaluate(step: int) -> dict[str, float]:
         evaluated.append(step)
         return {"total": 0.5}
 
-    loop = TrainingLoop(config, PROMPTS, Parts(maker, learner, weights, records, store, evaluate))
-    return System(config, loop, learner, worker, weights, records, store, evaluated)
+    loop = TrainingLoop(config, PROMPTS, Parts(maker, learner, weights, records, store, evaluate, critic=critic))
+    return System(config, loop, learner, critic, worker, weights, records, store, evaluated)

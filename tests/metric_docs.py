@@ -3,14 +3,16 @@
 import re
 from pathlib import Path
 
+from learners.policy_objective import AGES
 from lwz_ray.config import COMPONENTS
 from lwz_ray.step_metrics import LENGTH_BUCKETS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "metrics.md"
 ROW = re.compile(r"^\| `([a-z0-9_]+/[a-z0-9_<>]+)` \| (.+) \| (.+) \| (.+) \|$")
 BUCKETS = (*tuple(f"upto_{edge}" for edge in LENGTH_BUCKETS), f"above_{LENGTH_BUCKETS[-1]}")
-PLACEHOLDERS = {"<reward>": COMPONENTS, "<other>": COMPONENTS, "<bucket>": BUCKETS}
-"""One row may stand for a key of each reward component or each bucket of lengths."""
+AGE_NAMES = tuple(str(age) for age in range(AGES))
+PLACEHOLDERS = {"<reward>": COMPONENTS, "<other>": COMPONENTS, "<bucket>": BUCKETS, "<age>": AGE_NAMES}
+"""One row may stand for a key of each reward component, each bucket of lengths or each age of tokens."""
 NO_METRICS = frozenset({"step", "policy_version", "attempt", "time", "superseded"})
 """Fields of a line that say which line it is."""
 

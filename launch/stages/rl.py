@@ -44,8 +44,8 @@ def run(config: Config) -> int:
     if config.judge.base_url is not None:
         check_references(config.judge, [*prompts.prompts, *held_out.prompts])
     store = CheckpointStore(
-        Path(config.run.dir) / config.run.name / "checkpoints", None, model_identity(config.model.path),
-        config.run.keep_checkpoints,
+        Path(config.run.dir) / config.run.name / "checkpoints", model_identity(config.model.path), config.run,
+        config.learners.step_timeout_s,
     )  # fmt: skip
     newest = store.newest() if config.run.resume == "auto" else None
     folder = RunFolder.open(config)
@@ -95,6 +95,8 @@ class RlStage:
             await rooms.scorers.check()
             await self._train(rooms, rooms.scorers)
         finally:
+            if unfinished := await self.store.end():
+                self.folder.warn("checkpoint", unfinished)
             await control.stop()
             await rooms.close()
 
@@ -102,11 +104,20 @@ class RlStage:
         config = self.config
         maker = GroupMaker(rooms.rollouts, scorers.rewards, self.encoder, config.template)
         evaluator = Evaluator(config, maker, self.held_out.prompts)
-        self.store.attach(rooms.learner)
+        self.store.attach(rooms.learner, rooms.critic)
         self._loop = loop = TrainingLoop(
             config,
             self.prompts.prompts,
-            Parts(maker, rooms.learner, rooms.weights, _Late(self), self.store, evaluator.numbers, scorers.metrics),
+            Parts(
+                maker,
+                rooms.learner,
+                rooms.weights,
+                _Late(self),
+                self.store,
+                evaluator.numbers,
+                scorers.metrics,
+                rooms.critic,
+            ),
         )
         if self.newest is not None:
             state, buffer = await self.store.load(self.newest)

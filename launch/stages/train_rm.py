@@ -40,8 +40,8 @@ def run(config: Config) -> int:
         config.preference, config.seed, PairEncoder(tokenizer), config.model.max_length_tokens
     )
     store = CheckpointStore(
-        Path(config.run.dir) / config.run.name / "checkpoints", None, model_identity(config.model.path),
-        config.run.keep_checkpoints,
+        Path(config.run.dir) / config.run.name / "checkpoints", model_identity(config.model.path), config.run,
+        config.learners.step_timeout_s,
     )  # fmt: skip
     newest = store.newest() if config.run.resume == "auto" else None
     stage = PreferenceStage(config, RunFolder.open(config), train, held_out, rows, store, newest)
@@ -87,6 +87,8 @@ class PreferenceStage:
             await rooms.start()
             await self._train(rooms)
         finally:
+            if unfinished := await self.store.end():
+                self.folder.warn("checkpoint", unfinished)
             await rooms.close()
 
     async def _train(self, rooms: Rooms) -> None:
@@ -109,6 +111,7 @@ class PreferenceStage:
         self._tracker = build_trackers(config, self.folder, start_step)
         self._life.graceful = True
         await loop.run(self._life.stop)
+        await self.store.wait()
         self._life.graceful = False
         if self._life.stop.is_set():
             return

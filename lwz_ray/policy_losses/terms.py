@@ -31,7 +31,10 @@ class PolicyTerms:
 
 
 def sample_means(values: torch.Tensor, sample_of: torch.Tensor, num_samples: int) -> torch.Tensor:
-    """Return the mean over each sample's tokens, spread over them again: float [num_trained]."""
-    zeros = values.new_zeros(num_samples)
-    counts = zeros.index_add(0, sample_of, torch.ones_like(values))
-    return (zeros.index_add(0, sample_of, values) / counts.clamp(min=1))[sample_of]
+    """Return the mean over each sample's tokens, spread over them again: float [num_trained].
+
+    Sums are taken in float64: GSPO's bounds lie at 3e-4, and devices add in an order of their own.
+    """
+    zeros = torch.zeros(num_samples, dtype=torch.float64, device=values.device)
+    counts = zeros.index_add(0, sample_of, torch.ones_like(values, dtype=torch.float64))
+    return (zeros.index_add(0, sample_of, values.double()) / counts.clamp(min=1))[sample_of].to(values.dtype)

@@ -17,6 +17,7 @@ from launch.rooms import learner_settings
 from learners.group import LearnerGroup
 from lwz_ray.batching import minibatches_of
 from lwz_ray.config import Config
+from lwz_ray.credit import Credit
 from lwz_ray.records import Completion, Group, ParsedText, Prompt, RolloutRequest, Sample
 from tests.rollout_parts import collect
 
@@ -119,7 +120,9 @@ async def test_logprobs_follow_the_learner_through_an_update(
     engine: Any = vllm_worker.engine
     temperature = engine.settings.temperature
     before = await collect(vllm_worker.stream(RolloutRequest(PROMPT_IDS, 4, seed=1), timeout_s=60.0))
-    minibatches = minibatches_of([as_group(before)], [np.array([1.0, -1.0, 0.5, -0.5])], config.algorithm)
+    credits = [Credit(np.full(c.num_tokens, a)) for c, a in zip(before, (1.0, -1.0, 0.5, -0.5), strict=True)]
+    limit = config.sampling.max_tokens
+    minibatches = minibatches_of([as_group(before)], [credits], None, config.algorithm, limit)
     result = await ranks.group.train(minibatches)
     assert (result.optimizer_steps, result.skipped) == (1, 0)
 

@@ -27,7 +27,7 @@ def batches(draw: st.DrawFn) -> tuple[list[TrainSample], int]:
                     np.array([False] * len(prompt) + trained),
                     # Each value names its sample and position, so that one in a wrong place is seen.
                     np.array([0.0] * len(prompt) + [-(k + i / 16) for i in range(len(completion))], dtype=np.float32),
-                    float(k),
+                    np.array([0.0] * len(prompt) + [k + i / 16 for i in range(len(completion))], dtype=np.float32),
                     1.0 / 2**k,
                 )
             )
@@ -42,7 +42,7 @@ def wanted(samples: list[TrainSample]) -> Counter:
             tuple(s.token_ids[:i].tolist()),
             int(s.token_ids[i]),
             float(s.rollout_logprobs[i]),
-            s.advantage,
+            float(s.advantages[i]),
             s.token_weight,
         )
         for s in samples
@@ -63,19 +63,37 @@ def found(row: Microbatch) -> Counter:
     return seen
 
 
-@given(batches(), st.integers(1, 4))
+ATTENTION_COSTS = st.sampled_from([0.0, 0.01, 3.0])
+
+
+@given(batches(), st.integers(1, 4), ATTENTION_COSTS)
 def test_every_trained_token_is_there_once_with_its_own_numbers(
-    batch: tuple[list[TrainSample], int], ranks: int
+    batch: tuple[list[TrainSample], int], ranks: int, attention_cost: float
 ) -> None:
     samples, budget = batch
-    plan = split_over_ranks(samples, budget, ranks)
+    plan = split_over_ranks(samples, budget, ranks, attention_cost)
     assert sum((found(row) for rank in plan for row in rank), Counter()) == wanted(samples)
 
 
-@given(batches(), st.integers(1, 4))
-def test_no_row_is_over_the_budget_and_ranks_keep_in_step(batch: tuple[list[TrainSample], int], ranks: int) -> None:
+@given(batches(), st.integers(1, 4), ATTENTION_COSTS)
+def test_each_sample_is_in_one_row_and_its_tokens_say_so(
+    batch: tuple[list[TrainSample], int], ranks: int, attention_cost: float
+) -> None:
     samples, budget = batch
-    plan = split_over_ranks(samples, budget, ranks)
+    rows = [row for rank in split_over_ranks(samples, budget, ranks, attention_cost) for row in rank]
+    assert sorted(int(i) for row in rows for i in row.sample_index) == list(range(len(samples)))
+    for row in rows:
+        for ordinal, index in enumerate(row.sample_index):
+            own = samples[int(index)]
+            assert row.targets[row.sample_of == ordinal].tolist() == own.token_ids[own.loss_mask].tolist()
+
+
+@given(batches(), st.integers(1, 4), ATTENTION_COSTS)
+def test_no_row_is_over_the_budget_and_ranks_keep_in_step(
+    batch: tuple[list[TrainSample], int], ranks: int, attention_cost: float
+) -> None:
+    samples, budget = batch
+    plan = split_over_ranks(samples, budget, ranks, attention_cost)
     assert len(plan) == ranks
     assert len({len(rank) for rank in plan}) == 1
     for row in (row for rank in plan for row in rank):
@@ -85,15 +103,23 @@ def test_no_row_is_over_the_budget_and_ranks_keep_in_step(batch: tuple[list[Trai
         assert all(a <= b <= start < stop for a, b, start, stop in row.segments)
 
 
-@given(st.lists(st.integers(1, 30), max_size=40), st.integers(30, 100), st.integers(1, 5))
-def test_each_item_is_assigned_once(lengths: list[int], budget: int, ranks: int) -> None:
-    plan = assign(lengths, budget, ranks)
+ITEMS = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 900)), max_size=40)
+"""(tokens, cost) of each item"""
+
+
+@given(ITEMS, st.integers(30, 100), st.integers(1, 5))
+def test_each_item_is_assigned_once(items: list[tuple[int, int]], budget: int, ranks: int) -> None:
+    lengths, costs = [n for n, _ in items], [c for _, c in items]
+    plan = assign(lengths, budget, ranks, costs)
+    assert plan == assign(lengths, budget, ranks, costs)
     assert sorted(i for rank in plan for row in rank for i in row) == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in row) <= budget for rank in plan for row in rank)
     assert {len(rank) for rank in plan} == {len(plan[0])}
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(30, 100), st.integers(1, 5))
-def test_ranks_differ_by_no_more_than_a_row(lengths: list[int], budget: int, ranks: int) -> None:
-    loads = [sum(lengths[i] for row in rank for i in row) for rank in assign(lengths, budget, ranks)]
-    assert max(loads) - min(loads) <= budget
+@given(ITEMS, st.integers(30, 100), st.integers(1, 5))
+def test_ranks_differ_by_no_more_than_the_costliest_row(items: list[tuple[int, int]], budget: int, ranks: int) -> None:
+    plan = assign([n for n, _ in items], budget, ranks, [c for _, c in items])
+    rows = [[sum(items[i][1] for i in row) for row in rank] for rank in plan]
+    loads = [sum(rank) for rank in rows]
+    assert max(loads) - min(loads) <= max(cost for rank in rows for cost in rank)

@@ -63,11 +63,16 @@ def test_presets_fit_two_cores():
     assert (smoke.actors.num_cpus, smoke.rewards.num_cpus, smoke.learners.num_cpus) == (0.8, 0.1, 0.4)
 
 
+def test_a_choice_of_numbers_is_a_number():
+    assert compose(["learners=deepspeed", "learners.zero_stage=3"]).learners.zero_stage == 3
+    assert error_of("learners.zero_stage=4") == "learners.zero_stage=4 (int): needs one of 1, 2, 3"
+
+
 def test_paper_settings():
     config = compose(["run=paper_32b"])
     assert config.model.path == "Qwen/Qwen2.5-32B"
     assert (config.sampling.max_tokens, config.sampling.temperature, config.sampling.top_p) == (14000, 0.8, 1.0)
-    assert (config.algorithm.clip_epsilon, config.algorithm.kl_coefficient) == (0.2, 0.0)
+    assert (config.algorithm.clip_low, config.algorithm.kl_coefficient) == (0.2, 0.0)
     assert (config.steps, config.samples_per_step, config.template.arm) == (150, 32, "think")
     assert config.rewards.active == ("length", "writing", "format")
 
@@ -90,7 +95,7 @@ def test_unknown_key_names_the_nearest(prefix: str):
         (
             "run=demo",
             "run='demo': no such choice, did you mean 'rm_demo'? (there are curate_demo, curate_rm, demo_cpu, "
-            "paper_32b, rm_degradations, rm_demo, smoke_cpu)",
+            "paper_32b, rm_degradations, rm_demo, smoke_cpu, smoke_ppo)",
         ),
         ("steps=many", "steps='many' (str): needs an integer > 0"),
         ("steps=2.5", "steps=2.5 (float): needs an integer > 0"),

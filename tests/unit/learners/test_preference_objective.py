@@ -17,7 +17,7 @@ from learners.group import LearnerGroup
 from learners.reward_model import RewardModel
 from learners.trainer import Trainer
 from lwz_ray.errors import UserError
-from lwz_ray.preferences import EncodedPair
+from lwz_ray.preferences import EncodedPair, split_pairs_over_ranks
 from tests.learner_parts import alone_and_in_two
 from tests.preference_parts import pairs, rows, train_score_export, trainer
 
@@ -62,7 +62,7 @@ def seen(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 def score(learner: Trainer, items: list[EncodedPair], budget: int = 40) -> torch.Tensor:
     """Return [num_pairs, 2] through the learner group."""
     rank: Any = InProcess(learner)
-    return torch.tensor(asyncio.run(LearnerGroup([rank], budget, 60.0).score(items)))
+    return torch.tensor(asyncio.run(LearnerGroup([rank], budget, 60.0, split_pairs_over_ranks).score(items)))
 
 
 def plain_scores(model: Any, items: list[EncodedPair]) -> torch.Tensor:
@@ -213,9 +213,7 @@ def collect(plan: Any, scores: Any) -> dict[int, tuple[float, float]]:
     return out
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"), [(1, "has no scalar head `score`"), (2, "has 2 labels, a reward model")]
-)
+@pytest.mark.parametrize(("labels", "message"), [(1, "has no scalar head `score`"), (2, "has 2 labels, a scalar head")])
 def test_a_model_that_gives_no_scalar_is_refused(tmp_path: Path, labels: int, message: str) -> None:
     sizes: dict[str, Any] = {
         "num_labels": labels,

@@ -1,6 +1,6 @@
 """One learner rank on the tiny random model: it learns, skips what is not finite, warms up, and resumes exactly."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,28 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from learners.fsdp import FsdpBackend
 from learners.trainer import Trainer
 from lwz_ray.packing import Microbatch, split_over_ranks
 from lwz_ray.records import TrainSample
-from tests.learner_parts import batch, free_address, settings
-
-
-@pytest.fixture
-def make_trainer(tiny_model_dir: Path) -> Iterator[Callable[..., Trainer]]:
-    """Return a function that starts a group of one rank; a second call ends the first's group."""
-    alive: list[Trainer] = []
-
-    def make(**changes: Any) -> Trainer:
-        while alive:
-            alive.pop().close()
-        wanted = settings(tiny_model_dir, **changes)
-        alive.append(Trainer(wanted, FsdpBackend(wanted, 0, 1, free_address())))
-        return alive[-1]
-
-    yield make
-    while alive:
-        alive.pop().close()
+from tests.learner_parts import batch
 
 
 def rows(samples: list[TrainSample], budget: int = 64) -> list[Microbatch]:
@@ -42,7 +24,7 @@ def mean_logprob(trainer: Trainer, sample: TrainSample) -> float:
     (row,) = rows([sample])
     ids, positions, at, targets = map(torch.from_numpy, (row.token_ids, row.position_ids, row.rows, row.targets))
     with torch.no_grad():
-        found = trainer.backend.model(ids[None], positions[None], row.segments, at, targets, 0.8)
+        found, _ = trainer.backend.model(ids[None], positions[None], row.segments, at, targets, 0.8)
     return found.mean().item()
 
 
@@ -85,7 +67,7 @@ def test_untrained_tokens_add_nothing_whatever_stands_there(make_trainer: Callab
         cut_off,
         loss_mask=np.zeros_like(cut_off.loss_mask),
         rollout_logprobs=np.full_like(cut_off.rollout_logprobs, np.nan),
-        advantage=float("inf"),
+        advantages=np.full_like(cut_off.advantages, np.inf),
     )
     out = []
     for samples in (plain, [*plain, masked]):
@@ -149,6 +131,7 @@ def test_saving_and_loading_continues_bit_for_bit(make_trainer: Callable[..., Tr
     trainer = make_trainer(warmup_steps=5)
     trainer.train([rows(batch())])
     trainer.save(str(tmp_path))
+    trainer.finish_save()
     noise = torch.rand(3)
     results = [trainer.train([rows(batch(seed=s))]).metrics for s in (2, 3)]
     wanted = parameters(trainer)

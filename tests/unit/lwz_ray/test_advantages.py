@@ -1,9 +1,21 @@
 """Advantages worked out by hand: three rewards of different scales, one without spread, abstentions, weights."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
-from lwz_ray.advantages import SPREAD_FLOOR, Method, batch_advantages, group_advantages, has_spread, normalise
+from lwz_ray.advantages import (
+    SPREAD_FLOOR,
+    batch_advantages,
+    batch_means,
+    group_advantages,
+    has_spread,
+    normalise,
+    summed_rewards,
+    whiten,
+)
+from lwz_ray.config_algorithm import AdvantageMethod
 
 NAN = float("nan")
 THREE = {
@@ -66,16 +78,77 @@ def test_the_batch_is_whitened_where_that_is_asked_for() -> None:
     np.testing.assert_allclose(two, np.array([-1.0, 1.0, -1.0, 1.0]) / 1.224744871391589, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", ["mean_of_normalised", "normalise_sum"])
-def test_other_methods_do_not_look_across_groups(method: Method) -> None:
+# Sums 10.7, 31.7, 30.7, 11.7 of mean 21.2, and 1, 3 of mean 2.
+TWO_GROUPS = [THREE, {"length": np.array([1.0, 3.0])}]
+
+
+@pytest.mark.parametrize(
+    ("method", "first", "second"),
+    [
+        ("centred", [-10.5, 10.5, 9.5, -9.5], [-1.0, 1.0]),
+        # Minus the mean of the other three, and of the other one.
+        ("leave_one_out", [-14.0, 14.0, 38 / 3, -38 / 3], [-2.0, 2.0]),
+        # All six: mean 88.8 / 6 = 14.8, squares 16.81 + 285.61 + 252.81 + 9.61 + 190.44 + 139.24 = 894.52.
+        ("batch_whitened", [-4.1, 16.9, 15.9, -3.1], [-13.8, -11.8]),
+        # Centred all six have mean 0 and variance (2 * 110.25 + 2 * 90.25 + 2) / 6 = 67.1667.
+        ("centred_batch_whitened", [-10.5, 10.5, 9.5, -9.5], [-1.0, 1.0]),
+    ],
+)
+def test_advantages_of_one_summed_reward(method: AdvantageMethod, first: list[float], second: list[float]) -> None:
+    scale = {"batch_whitened": 12.210105105, "centred_batch_whitened": 8.195527237}.get(method, 1.0)
+    one, two = batch_advantages(TWO_GROUPS, EQUAL, method)
+    np.testing.assert_allclose(one, np.array(first) / scale, atol=1e-8)
+    np.testing.assert_allclose(two, np.array(second) / scale, atol=1e-8)
+
+
+def test_rewards_are_summed_by_weight() -> None:
+    np.testing.assert_allclose(
+        summed_rewards(THREE, {"length": 2.0, "writing": 0.1, "format": 0.0}), [1.0, 5.0, 3.0, 3.0]
+    )
+
+
+def test_a_group_that_abstains_takes_the_mean_of_the_batch() -> None:
+    groups = [{"a": np.array([1.0, NAN, 3.0]), "b": np.array([2.0, 4.0, NAN])}, {"a": np.full(2, NAN), "b": np.ones(2)}]
+    weights = {"a": 1.0, "b": 1.0}
+    means = batch_means(groups, weights)
+    assert means == {"a": 2.0, "b": 2.0}
+    np.testing.assert_allclose(summed_rewards(groups[0], weights, means), [3.0, 6.0, 6.0])
+    np.testing.assert_allclose(summed_rewards(groups[1], weights, means), [3.0, 3.0])
+    np.testing.assert_allclose(summed_rewards(groups[1], weights), [1.0, 1.0])
+    # All five: 3, 6, 6, 3, 3 of mean 4.2 and std 1.469694.
+    one, two = batch_advantages(groups, weights, "batch_whitened")
+    np.testing.assert_allclose(one, np.array([-1.2, 1.8, 1.8]) / 1.469693846, atol=1e-8)
+    np.testing.assert_allclose(two, np.array([-1.2, -1.2]) / 1.469693846, atol=1e-8)
+
+
+def test_a_penalty_joins_as_a_reward_below_zero() -> None:
+    rewards = {"length": np.array([1.0, 1.0]), "overlong": np.array([0.0, -0.5])}
+    np.testing.assert_allclose(group_advantages(rewards, {"length": 1.0, "overlong": 2.0}, "centred"), [0.5, -0.5])
+    with pytest.raises(ValueError, match=r"negative weights \{'overlong': -2.0\}: a penalty is a reward below 0"):
+        group_advantages(rewards, {"length": 1.0, "overlong": -2.0}, "centred")
+
+
+def test_whitening_is_over_all_parts_together() -> None:
+    one, two = whiten([np.array([1.0, 5.0]), np.array([3.0])])
+    np.testing.assert_allclose([*one, *two], np.array([-2.0, 2.0, 0.0]) / 1.632993162, atol=1e-8)
+    assert whiten([]) == []
+
+
+def test_advantages_of_a_critic_are_not_made_here() -> None:
+    with pytest.raises(ValueError, match="advantage=gae is not made from the rewards of a group"):
+        batch_advantages([THREE], EQUAL, "gae")
+
+
+@pytest.mark.parametrize("method", ["mean_of_normalised", "normalise_sum", "centred", "leave_one_out"])
+def test_other_methods_do_not_look_across_groups(method: AdvantageMethod) -> None:
     second = {k: 5.0 * v[::-1] for k, v in THREE.items()}
     for rewards, found in zip([THREE, second], batch_advantages([THREE, second], EQUAL, method), strict=True):
         np.testing.assert_array_equal(found, group_advantages(rewards, EQUAL, method))
 
 
-@pytest.mark.parametrize("method", ["mean_of_normalised", "normalise_sum", "normalise_sum_batch"])
+@pytest.mark.parametrize("method", [m for m in get_args(AdvantageMethod) if m != "gae"])
 @pytest.mark.parametrize("value", [0.0, 0.1, NAN])
-def test_no_spread_anywhere_gives_exactly_zero(method: Method, value: float) -> None:
+def test_no_spread_anywhere_gives_exactly_zero(method: AdvantageMethod, value: float) -> None:
     flat = {"length": np.full(3, value), "format": np.full(3, 0.3)}
     for found in batch_advantages([flat, flat], {"length": 1.0, "format": 1.0}, method):
         np.testing.assert_array_equal(found, np.zeros(3))

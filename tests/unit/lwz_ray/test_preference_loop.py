@@ -1,7 +1,7 @@
 """The supervised loop over a learner that writes down what it was given."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Recorder:
             self.stop_at[1].set()
         return StepResult({"train/loss": 0.5}, 0 if self.skip else 1, int(self.skip), 30)
 
-    async def save(self, step: int, state: dict[str, Any], buffer: Sequence[Any]) -> None:
+    async def save(self, step: int, state: dict[str, Any], buffer: Sequence[Any], metrics: Mapping[str, Any]) -> None:
         assert list(buffer) == []
         self.saved[step] = state
 
