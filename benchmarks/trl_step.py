@@ -137,7 +137,8 @@ def run_trl(config: Config) -> SystemTimes:
     """Train `config.steps` steps and return their times, the warm-up's too, with TRL's settings."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
 
     steps: list[StepTime] = []
 
@@ -167,7 +168,7 @@ def run_trl(config: Config) -> SystemTimes:
         trainer = GRPOTrainer(
             model=model,
             args=GRPOConfig(**settings),
-            reward_funcs=make_rewards(config, tokenizer.pad_token_id, steps),
+            reward_funcs=[*make_rewards(config, tokenizer.pad_token_id, steps)],
             train_dataset=make_dataset(config, tokenizer, config.steps * config.groups_per_step),
             processing_class=tokenizer,
             callbacks=[Clock()],

@@ -48,9 +48,10 @@ def pool(*values: float | Exception) -> RewardPool:
     """Return a pool of one replica that likes characters, or answers with what is given, again and again."""
 
     async def replica(prompts: Sequence[str], texts: Sequence[str]) -> ClassifierScores:
-        if values and isinstance(values[0], Exception):
-            raise values[0]
-        found = [values[0] if values else len(t) / 10 - len(p) for p, t in zip(prompts, texts, strict=True)]
+        given = values[0] if values else None
+        if isinstance(given, Exception):
+            raise given
+        found = [len(t) / 10 - len(p) if given is None else given for p, t in zip(prompts, texts, strict=True)]
         return ClassifierScores(tuple(found), (1.0,) * len(texts), 0)
 
     return RewardPool([replica], 4, 5.0)
