@@ -70,7 +70,7 @@ def count_completed(text: str, ids: list[int], stop: str, end_id: int) -> int:
     return len(ids) - (stop in text and ids[-1] == end_id)
 
 
-def make_rewards(config: Config, end_id: int, steps: list[StepTime]) -> list[Callable[..., list[float]]]:
+def make_rewards(config: Config, end_id: int, steps: list[StepTime]) -> list[Any]:
     """Return the length and format rewards in TRL's form; the first also counts tokens into the running step."""
     arm, prefill, stop = config.template.arm, config.template.prefill, config.template.stop
 
@@ -168,7 +168,7 @@ def run_trl(config: Config) -> SystemTimes:
         trainer = GRPOTrainer(
             model=model,
             args=GRPOConfig(**settings),
-            reward_funcs=[*make_rewards(config, tokenizer.pad_token_id, steps)],
+            reward_funcs=make_rewards(config, tokenizer.pad_token_id, steps),
             train_dataset=make_dataset(config, tokenizer, config.steps * config.groups_per_step),
             processing_class=tokenizer,
             callbacks=[Clock()],
