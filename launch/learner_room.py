@@ -37,7 +37,9 @@ class LearnerRoom:
     def group(self) -> LearnerGroup:
         """Return the group as the loop calls it."""
         room, ranks = self._room, [_Rank(h) for h in self.handles]
-        return LearnerGroup(ranks, room.microbatch_tokens, room.step_timeout_s, self._pack, room.sequence_parallel)
+        return LearnerGroup(
+            ranks, room.microbatch_tokens, room.step_timeout_s, self._pack, room.sequence_parallel, self._name
+        )
 
 
 def _pack_of(config: Config) -> Pack:

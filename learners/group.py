@@ -49,14 +49,15 @@ class LearnerGroup:
         timeout_s: float,
         pack: Pack = split_over_ranks,
         sequence_parallel: int = 1,
+        name: str = "learner",
     ) -> None:
         """pack: the objective's (policy: `split_over_ranks`, preference: `split_pairs_over_ranks`).
 
-        sequence_parallel: neighbours in rank that share a row, and so get the same microbatches.
+        sequence_parallel: neighbours in rank that share a row, and so get the same microbatches. name: in errors.
         """
         if len(ranks) % sequence_parallel:
             raise ValueError(f"{len(ranks)} ranks are no multiple of sequence_parallel={sequence_parallel}")
-        self._ranks = list(ranks)
+        self._ranks, self._name = list(ranks), name
         self._sharing = sequence_parallel
         self._pack = pack
         self._budget = microbatch_tokens
@@ -122,7 +123,7 @@ class LearnerGroup:
             task.result()
         if waiting:
             late = [i for i, t in enumerate(tasks) if t in waiting]
-            raise WaitTimeoutError(f"{what} on learner ranks {late}", self._timeout_s)
+            raise WaitTimeoutError(f"{what} on {self._name} ranks {late}", self._timeout_s)
         return [t.result() for t in tasks]
 
 
