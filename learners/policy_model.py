@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from learners.decoder import made_trainable
 from learners.packed_attention import register
 from learners.sequence_parallel import SequenceGroup
 from lwz_ray.logprobs import chunked_logprobs
@@ -46,15 +47,7 @@ class PolicyModel(torch.nn.Module):
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
         )
-        lm.config.use_cache = False
-        if liger:
-            from learners.liger import apply_liger
-
-            apply_liger(lm)
-        if activation_checkpointing:
-            lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        lm.train()
-        return cls(lm, chunk_tokens, sequence)
+        return cls(made_trainable(lm, activation_checkpointing, liger), chunk_tokens, sequence)
 
     @property
     def layers(self) -> torch.nn.ModuleList:

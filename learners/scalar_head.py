@@ -6,6 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.utils import logging
 
+from learners.decoder import made_trainable
 from learners.packed_attention import register
 from learners.sequence_parallel import SequenceGroup
 from lwz_ray.errors import UserError
@@ -79,15 +80,7 @@ def load_scalar_decoder(
     lm, missing = _load(key, path, trust_remote_code, register(attention))
     if missing - {HEAD}:
         raise UserError(f"{key}={path}: the weights {sorted(missing)[:3]} are not in the folder; complete it")
-    lm.config.use_cache = False
-    if liger:
-        from learners.liger import apply_liger
-
-        apply_liger(lm)
-    if activation_checkpointing:
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    lm.train()
-    return lm, missing == {HEAD}
+    return made_trainable(lm, activation_checkpointing, liger), missing == {HEAD}
 
 
 def _load(key: str, path: str, trust_remote_code: bool, attention: str) -> tuple[Any, set[str]]:
