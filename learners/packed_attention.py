@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -19,59 +19,6 @@ NAMES = {"sdpa": "lwz_packed", "varlen": "lwz_packed_varlen"}
 """What transformers calls each choice of `learners.attention`."""
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, tuple[Segment, ...], float | None], torch.Tensor]
-
-
-def packed_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    segments: tuple[Segment, ...] | None = None,
-    **more: Any,
-) -> tuple[torch.Tensor, None]:
-    """Return attention [1, num_tokens, heads, head_size] for query [1, heads, num_tokens, head_size].
-
-    key, value: [1, kv_heads, num_tokens, head_size]. segments: see `lwz_ray.packing`; together they cover the row. A
-    segment with a prefix runs over prefix and own tokens as one causal sequence, and keeps its own rows: the prefix
-    rows cost a little attention, and no mask is ever built. more: `sequence`, a SequenceGroup where ranks share the
-    row and num_tokens is this rank's slice of it; the rest is what transformers passes to every implementation.
-    """
-    return _attend_packed(attend_by_segment, query, key, value, scaling, segments, more), None
-
-
-def packed_attention_varlen(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    segments: tuple[Segment, ...] | None = None,
-    **more: Any,
-) -> tuple[torch.Tensor, None]:
-    """Return what `packed_attention` does, by one variable-length kernel call; needs CUDA and half precision."""
-    return _attend_packed(attend_varlen, query, key, value, scaling, segments, more), None
-
-
-def _attend_packed(
-    attend: Attend,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float | None,
-    segments: tuple[Segment, ...] | None,
-    more: dict[str, Any],
-) -> torch.Tensor:
-    if segments is None or query.shape[0] != 1:
-        raise ValueError(f"packed attention needs one row and its segments, got {query.shape[0]} rows, {segments}")
-    _refuse_unknown_attention(segments, more)
-    sequence: SequenceGroup | None = more.get("sequence")
-    if sequence is None:
-        return attend(query, key, value, segments, scaling)
-    whole = sequence.to_heads(query, key, value, segments[-1][3])
-    return sequence.to_tokens(attend(*whole, segments, scaling))
 
 
 def _refuse_unknown_attention(segments: tuple[Segment, ...], more: dict[str, Any]) -> None:
@@ -157,9 +104,38 @@ def _no_mask(*_: object, **__: object) -> None:
     return
 
 
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    segments: tuple[Segment, ...] | None = None,
+    attend: Attend = attend_by_segment,
+    **more: Any,
+) -> tuple[torch.Tensor, None]:
+    """Return attention [1, num_tokens, heads, head_size] for query [1, heads, num_tokens, head_size].
+
+    key, value: [1, kv_heads, num_tokens, head_size]. segments: see `lwz_ray.packing`; together they cover the row. A
+    segment with a prefix runs over prefix and own tokens as one causal sequence, and keeps its own rows: the prefix
+    rows cost a little attention, and no mask is ever built. attend: `attend_by_segment` or `attend_varlen`, which needs
+    CUDA and half precision. more: `sequence`, a SequenceGroup where ranks share the row and num_tokens is this rank's
+    slice of it; the rest is what transformers passes to every implementation.
+    """
+    if segments is None or query.shape[0] != 1:
+        raise ValueError(f"packed attention needs one row and its segments, got {query.shape[0]} rows, {segments}")
+    _refuse_unknown_attention(segments, more)
+    sequence: SequenceGroup | None = more.get("sequence")
+    if sequence is None:
+        return attend(query, key, value, segments, scaling), None
+    whole = sequence.to_heads(query, key, value, segments[-1][3])
+    return sequence.to_tokens(attend(*whole, segments, scaling)), None
+
+
 def register(attention: str = "sdpa") -> str:
     """Make both implementations known to transformers; return the name of the one that is wanted: sdpa | varlen."""
-    for choice, function in (("sdpa", packed_attention), ("varlen", packed_attention_varlen)):
+    for choice, function in (("sdpa", packed_attention), ("varlen", partial(packed_attention, attend=attend_varlen))):
         AttentionInterface.register(NAMES[choice], function)
         AttentionMaskInterface.register(NAMES[choice], _no_mask)
     return NAMES[attention]
