@@ -75,14 +75,16 @@ def run_case(options: argparse.Namespace) -> None:
     """Run one case's ranks and write the peaks of each."""
     from torch.multiprocessing.spawn import start_processes
 
-    from benchmarks.memory_rank import free_address, run_rank
+    from benchmarks.memory_rank import run_rank
+    from learners.rendezvous import Rendezvous
 
     config = case_config(options.case, str(options.model), options.tokens, options.dtype, options.words)
     ranks, microbatches = config.learners.ranks, CASES[options.case][1]
     rank_files = [options.out.with_suffix(f".rank{r}") for r in range(ranks)]
     for file in rank_files:
         file.unlink(missing_ok=True)
-    arguments = (config.model_dump(mode="json"), microbatches, free_address(), [str(f) for f in rank_files])
+    meeting = Rendezvous("127.0.0.1", config.learners.step_timeout_s)
+    arguments = (config.model_dump(mode="json"), microbatches, meeting.address, [str(f) for f in rank_files])
     start_processes(run_rank, arguments, ranks, join=True, start_method="spawn")
     write_json(options.out, {"case": options.case, "ranks": [json.loads(f.read_text()) for f in rank_files]})
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,6 @@ from benchmarks.memory_check import STEPS
 from benchmarks.memory_reading import peak_bytes, settle
 from lwz_ray.config import Config
 from lwz_ray.packing import split_over_ranks
-
-
-def free_address() -> str:
-    """Return an address on this host that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def run_rank(rank: int, tree: dict[str, Any], microbatches: int, address: str, files: list[str]) -> None:

@@ -7,7 +7,6 @@ print(markdown([(j.placement.name, difference(t, tracks[0])) for j, t in zip(job
 
 import math
 import multiprocessing
-import socket
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import torch
 from torch.multiprocessing.spawn import start_processes
 
 from learners.backend import Backend
+from learners.rendezvous import Rendezvous
 from learners.settings import LearnerSettings
 from learners.trainer import Trainer
 from lwz_ray.errors import WaitTimeoutError
@@ -94,12 +94,14 @@ def run_jobs(jobs: Sequence[Job], timeout_s: float = TIMEOUT_S) -> list[Track]:
     tracks: dict[int, Track] = {}
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
         for world_size in sorted({job.placement.world_size for job in jobs}):
-            chosen = [(i, job, free_address()) for i, job in enumerate(jobs) if job.placement.world_size == world_size]
+            numbers = [i for i, job in enumerate(jobs) if job.placement.world_size == world_size]
+            meetings = [Rendezvous("127.0.0.1", timeout_s) for _ in numbers]
+            chosen = [(i, jobs[i], meeting.address) for i, meeting in zip(numbers, meetings, strict=True)]
             if world_size == 1:
                 _run_rank(0, chosen, folder)
             else:
                 _spawn(world_size, chosen, folder, timeout_s)
-            for i, _, _ in chosen:
+            for i in numbers:
                 tracks[i] = torch.load(Path(folder, f"{i}.pt"), weights_only=False)
     return [tracks[i] for i in range(len(jobs))]
 
@@ -124,13 +126,6 @@ def markdown(rows: Sequence[tuple[str, Difference]], first: str = "backend") -> 
     lines = [f"| {first} | loss | gradient norm | update |", "| :--- | ---: | ---: | ---: |"]
     lines += [f"| {name} | {d.loss:.1e} | {d.norm:.1e} | {d.update:.1e} |" for name, d in rows]
     return "\n".join(lines)
-
-
-def free_address() -> str:
-    """Return an address on this host that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def open_backend(settings: LearnerSettings, rank: int, world_size: int, address: str) -> Backend:

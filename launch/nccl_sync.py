@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import ray
 
@@ -57,11 +56,11 @@ class NcclWeightSync:
         cls, ranks: Sequence[Any], rollouts: Sequence[Any], workers_per_engine: int, timeout_s: float
     ) -> "NcclWeightSync":
         """Form the group of rank 0 and every engine worker."""
-        address = urlsplit(await asyncio.wait_for(_once(ranks[0].rendezvous.remote()), timeout_s))
+        host, port = await asyncio.wait_for(_once(ranks[0].free_address.remote()), timeout_s)
         client = RolloutClient(rollouts, workers_per_engine, timeout_s)
         size = 1 + workers_per_engine * len(rollouts)
         sync = cls(ranks, timeout_s)
-        calls = [rank.open_nccl.remote(client, address.hostname, address.port, size) for rank in ranks]
+        calls = [rank.open_nccl.remote(client, host, port, size) for rank in ranks]
         await sync._wait(calls, "the NCCL group of learner and engines to form")
         return sync
 

@@ -5,7 +5,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stdout
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,14 +13,15 @@ from learners.deepspeed_checkpoint import DeepSpeedCheckpoint
 from learners.deepspeed_config import zero_config
 from learners.models import TORCH_DTYPES, build_model
 from learners.optimizer import build_optimizer, clip, exchange, squared_norm
+from learners.rendezvous import join
 from learners.settings import LearnerSettings
 
 
 class DeepSpeedBackend:
     """One rank's share of the model and of its optimizer's state. One backend per process."""
 
-    def __init__(self, settings: LearnerSettings, rank: int, world_size: int, init_method: str) -> None:
-        """Join the group and partition the model. init_method: `tcp://host:port` of rank 0.
+    def __init__(self, settings: LearnerSettings, rank: int, world_size: int, address: str) -> None:
+        """Join the group and partition the model. address: of the group's `Rendezvous`.
 
         Every rank holds the whole model once, in the compute dtype, before it is partitioned; so do the master
         weights start: rounded to the compute dtype.
@@ -34,14 +34,8 @@ class DeepSpeedBackend:
             torch.cuda.set_device(0)  # Ray shows each rank its own GPU as device 0
         self.device = torch.device(settings.device)
         self.deepspeed = _import_deepspeed(settings.device)
-        self.deepspeed.init_distributed(
-            dist_backend="nccl" if settings.device == "cuda" else "gloo",
-            auto_mpi_discovery=False,
-            timeout=timedelta(seconds=settings.timeout_s),
-            init_method=init_method,
-            rank=rank,
-            world_size=world_size,
-        )
+        join(settings, rank, world_size, address)
+        self.deepspeed.init_distributed(auto_mpi_discovery=False)  # takes the group that is there
         self.dtype = TORCH_DTYPES[settings.dtype]
         self.engine = self._partition(settings)
         self.model = self.engine

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -14,6 +13,7 @@ from learners.backend import other_backend
 from learners.fsdp_checkpoint import FsdpCheckpoint
 from learners.models import TORCH_DTYPES, build_model
 from learners.optimizer import build_optimizer, clip, exchange, squared_norm
+from learners.rendezvous import join
 from learners.settings import LearnerSettings
 from lwz_ray.errors import UserError
 
@@ -21,14 +21,14 @@ from lwz_ray.errors import UserError
 class FsdpBackend:
     """One rank's shard of the network and its optimizer's state."""
 
-    def __init__(self, settings: LearnerSettings, rank: int, world_size: int, init_method: str) -> None:
-        """Join the group and shard the model. init_method: `tcp://host:port` of rank 0."""
+    def __init__(self, settings: LearnerSettings, rank: int, world_size: int, address: str) -> None:
+        """Join the group and shard the model. address: of the group's `Rendezvous`."""
         self.rank, self.world_size = rank, world_size
         torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed + rank)
         if settings.device == "cuda":
             torch.cuda.set_device(0)  # Ray shows each rank its own GPU as device 0
-        _join(settings, rank, world_size, init_method)
+        join(settings, rank, world_size, address)
         self.mesh = init_device_mesh(settings.device, (world_size,))
         self.device = torch.device(settings.device)
         self.model = self._shard(settings)
@@ -177,15 +177,3 @@ def _reshard_without_backward(model: torch.nn.Module, _inputs: object, _output: 
     """Give whole parameters back after a forward without gradient, where no backward will do it."""
     if not torch.is_grad_enabled():
         reshard(model)
-
-
-def _join(settings: LearnerSettings, rank: int, world_size: int, init_method: str) -> None:
-    # Checkpoints and offloaded shards are CPU tensors, so a CUDA group carries gloo beside NCCL.
-    backend = "cpu:gloo,cuda:nccl" if settings.device == "cuda" else "gloo"
-    dist.init_process_group(
-        backend,
-        init_method=init_method,
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=settings.timeout_s),
-    )

@@ -8,6 +8,7 @@ import numpy as np
 import ray
 
 from learners.backend import Backend
+from learners.rendezvous import Rendezvous
 from learners.settings import LearnerSettings
 from learners.trainer import Trainer
 from lwz_ray.packing import Microbatch
@@ -23,17 +24,23 @@ class LearnerActor:
     def __init__(self, settings: LearnerSettings) -> None:
         self._settings = settings
         self._trainer: Trainer | None = None
+        self._rendezvous: Rendezvous | None = None
 
     def rendezvous(self) -> str:
-        """Pick the address that rank 0 will listen on."""
+        """Open the store in which the ranks of the group meet, on this host; return its address."""
+        self._rendezvous = Rendezvous(ray.util.get_node_ip_address(), self._settings.timeout_s)
+        return self._rendezvous.address
+
+    def free_address(self) -> tuple[str, int]:
+        """Return this host and a port of it that was free a moment ago, for an engine that listens by itself."""
         host = ray.util.get_node_ip_address()
         with socket.socket() as probe:
             probe.bind((host, 0))
-            return f"tcp://{host}:{probe.getsockname()[1]}"
+            return host, probe.getsockname()[1]
 
-    def start(self, rank: int, world_size: int, init_method: str) -> str:
-        """Join the group and build the shard; return this host's node id."""
-        backend = _open_backend(self._settings, rank, world_size, init_method)
+    def start(self, rank: int, world_size: int, address: str) -> str:
+        """Join the group that meets at address and build the shard; return this host's node id."""
+        backend = _open_backend(self._settings, rank, world_size, address)
         self._trainer = Trainer(self._settings, backend)
         return ray.get_runtime_context().get_node_id()
 
@@ -89,12 +96,12 @@ class LearnerActor:
             self._trainer.close()
 
 
-def _open_backend(settings: LearnerSettings, rank: int, world_size: int, init_method: str) -> Backend:
+def _open_backend(settings: LearnerSettings, rank: int, world_size: int, address: str) -> Backend:
     """Only the chosen backend is imported: DeepSpeed may not be installed."""
     if settings.backend == "deepspeed":
         from learners.deepspeed import DeepSpeedBackend
 
-        return DeepSpeedBackend(settings, rank, world_size, init_method)
+        return DeepSpeedBackend(settings, rank, world_size, address)
     from learners.fsdp import FsdpBackend
 
-    return FsdpBackend(settings, rank, world_size, init_method)
+    return FsdpBackend(settings, rank, world_size, address)

@@ -12,7 +12,7 @@ from learners.fsdp import FsdpBackend
 from learners.trainer import Trainer
 from lwz_ray.packing import split_over_ranks
 from lwz_ray.records import TokenFacts, TrainSample
-from tests.learner_parts import batch, free_address, settings
+from tests.learner_parts import batch, meeting_address, settings
 
 BUDGET = 40
 WAYS: dict[str, dict[str, Any]] = {
@@ -45,7 +45,7 @@ def critic(model: Path, rank: int = 0, world_size: int = 1, address: str | None 
     plain: dict[str, Any] = {"objective": "critic", "value_clip": 0.2, "activation_checkpointing": False}
     wanted = settings(model, **plain | changes)
     backend = DeepSpeedBackend if wanted.backend == "deepspeed" else FsdpBackend
-    return Trainer(wanted, backend(wanted, rank, world_size, address or free_address()))
+    return Trainer(wanted, backend(wanted, rank, world_size, address or meeting_address()))
 
 
 def take_steps(learner: Trainer) -> dict[str, Any]:

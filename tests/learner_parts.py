@@ -1,7 +1,6 @@
 """Learner ranks on the tiny random model, and batches to train it on."""
 
 import multiprocessing
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch.multiprocessing.spawn import start_processes
 
 from learners.fsdp import FsdpBackend
+from learners.rendezvous import Rendezvous
 from learners.settings import LearnerSettings
 from learners.trainer import Trainer
 from lwz_ray.packing import split_over_ranks
@@ -22,6 +22,7 @@ from lwz_ray.token_weights import token_weights_of
 from tests.algorithms import algorithm
 
 TIMEOUT_S = 200.0
+_open: list[Rendezvous] = []
 
 
 def settings(model: Path, **changes: Any) -> LearnerSettings:
@@ -78,11 +79,10 @@ def batch(lengths: tuple[int, ...] = (5, 17, 2, 30, 11), seed: int = 1, **change
     return out
 
 
-def free_address() -> str:
-    """Return an address on this host that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+def meeting_address() -> str:
+    """Return where one group can meet: a store that this process keeps open until it ends."""
+    _open.append(Rendezvous("127.0.0.1", TIMEOUT_S))
+    return _open[-1].address
 
 
 def run_ranks(target: Callable[..., None], world_size: int, arguments: tuple[int, str, str, str]) -> None:
@@ -107,7 +107,7 @@ def alone_and_in_two(
     out: dict[str, Any] = {}
     for world_size in (1, 2):
         folder = folders.mktemp(f"world_{world_size}")
-        arguments = (world_size, free_address(), str(model), str(folder))
+        arguments = (world_size, meeting_address(), str(model), str(folder))
         if world_size == 1:
             target(0, *arguments)
         else:

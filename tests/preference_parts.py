@@ -10,7 +10,7 @@ import torch
 from learners.fsdp import FsdpBackend
 from learners.trainer import Trainer
 from lwz_ray.preferences import EncodedPair, PairBatch, split_pairs_over_ranks
-from tests.learner_parts import free_address, settings
+from tests.learner_parts import meeting_address, settings
 
 
 def pairs(lengths: Sequence[tuple[int, int]] = ((5, 9), (5, 3), (12, 7), (4, 4), (8, 1)), seed: int = 1) -> Any:
@@ -36,7 +36,7 @@ def trainer(model: Path, rank: int = 0, world_size: int = 1, address: str | None
     """Return one rank of a float32 reward-model learner."""
     plain: dict[str, Any] = {"objective": "preference", "center_coefficient": 0.01, "activation_checkpointing": False}
     wanted = settings(model, **plain | changes)
-    return Trainer(wanted, FsdpBackend(wanted, rank, world_size, address or free_address()))
+    return Trainer(wanted, FsdpBackend(wanted, rank, world_size, address or meeting_address()))
 
 
 def train_score_export(rank: int, world_size: int, address: str, model: str, folder: str) -> None:

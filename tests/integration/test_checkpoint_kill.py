@@ -20,7 +20,7 @@ from learners.fsdp import FsdpBackend
 from learners.group import LearnerGroup
 from learners.trainer import Trainer
 from lwz_ray.config import RunConfig
-from tests.learner_parts import batch, free_address, settings
+from tests.learner_parts import batch, meeting_address, settings
 
 KILLS = 10
 ANY_MOMENT_S = 0.6
@@ -74,7 +74,7 @@ def digest_of(backend: FsdpBackend) -> str:
 async def train_and_save(model: str, folder: Path, steps: int) -> None:
     """Continue from the newest checkpoint, if any, and save every step."""
     wanted = settings(Path(model))
-    backend = FsdpBackend(wanted, 0, 1, free_address())
+    backend = FsdpBackend(wanted, 0, 1, meeting_address())
     rank: Any = OneRank(Trainer(wanted, backend))
     learner: Any = LearnerGroup([rank], 64, 60.0)
     store = CheckpointStore(folder / "checkpoints", {"model": "tiny"}, RunConfig.model_validate(RUN), 60.0)

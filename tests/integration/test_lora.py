@@ -21,7 +21,7 @@ from lwz_ray.packing import split_over_ranks
 from lwz_ray.records import Completion, RolloutRequest, TrainSample
 from lwz_ray.staging import read_header
 from tests.integration.harness import complete_checkpoints, on_device, read_lines, run_words, succeed
-from tests.learner_parts import free_address
+from tests.learner_parts import meeting_address
 from tests.rollout_parts import collect
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -47,7 +47,7 @@ def trainer(config: Config, request: pytest.FixtureRequest) -> Iterator[Trainer]
     targets = getattr(request, "param", None)
     if targets is not None:
         wanted = replace(wanted, lora=config.lora.model_copy(update={"target_modules": targets}))
-    trainer = Trainer(wanted, FsdpBackend(wanted, 0, 1, free_address()))
+    trainer = Trainer(wanted, FsdpBackend(wanted, 0, 1, meeting_address()))
     yield trainer
     trainer.close()
 

@@ -8,7 +8,7 @@ import pytest
 
 from learners.fsdp import FsdpBackend
 from learners.trainer import Trainer
-from tests.learner_parts import free_address, settings
+from tests.learner_parts import meeting_address, settings
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def make_trainer(tiny_model_dir: Path) -> Iterator[Callable[..., Trainer]]:
         while alive:
             alive.pop().close()
         wanted = settings(tiny_model_dir, **changes)
-        alive.append(Trainer(wanted, FsdpBackend(wanted, 0, 1, free_address())))
+        alive.append(Trainer(wanted, FsdpBackend(wanted, 0, 1, meeting_address())))
         return alive[-1]
 
     yield make

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.parity_parts import PLACEMENTS, Difference, difference, free_address, job, markdown, run_jobs
+from benchmarks.parity_parts import PLACEMENTS, Difference, difference, job, markdown, run_jobs
 from benchmarks.parity_parts import replace as with_changes
 from tests import backend_parts
 from tests.backend_parts import BUCKET_BYTES, DTYPES, KINDS, LENGTHS, NUM_ADDRESSES, OFFLOADED, STATES
-from tests.learner_parts import batch, run_ranks, settings
+from tests.learner_parts import batch, meeting_address, run_ranks, settings
 
 TOLERANCE = 1e-5
 ADAMW_TOLERANCE = 1e-4
@@ -72,7 +72,7 @@ def seen(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         (backend_parts.run_two, 2),
         (backend_parts.run_readers, 1),
     ):
-        addresses: Any = [free_address() for _ in range(NUM_ADDRESSES)]
+        addresses: Any = [meeting_address() for _ in range(NUM_ADDRESSES)]
         run_ranks(target, world_size, (world_size, addresses, str(tiny_model_dir), str(folder)))
     names = {"written_1": 1, "read_1": 1, "written_2": 2, "read_2": 2, "two": 2}
     return {

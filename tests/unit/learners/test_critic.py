@@ -16,7 +16,7 @@ from learners.value_model import ValueModel
 from lwz_ray.packing import split_over_ranks
 from lwz_ray.records import TrainSample
 from tests.critic_parts import BUDGET, KEYS, WAYS, constant, critic, take_steps, train_each_way, valued
-from tests.learner_parts import batch, free_address, run_ranks
+from tests.learner_parts import batch, meeting_address, run_ranks
 
 CPU = torch.device("cpu")
 
@@ -41,7 +41,7 @@ def make() -> Iterator[Callable[..., Trainer]]:
 def two_ranks(tiny_classifier_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Return what each of two ranks saw, by the way that they worked together."""
     folder = tmp_path_factory.mktemp("critic")
-    addresses = ",".join(free_address() for _ in WAYS)
+    addresses = ",".join(meeting_address() for _ in WAYS)
     run_ranks(train_each_way, 2, (2, addresses, str(tiny_classifier_dir), str(folder)))
     return [torch.load(folder / f"rank_{rank}.pt", weights_only=False) for rank in range(2)]
 

@@ -11,7 +11,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from tests import preference_parts
 from tests.deepspeed_parts import CASES, SMOOTH, WORLD_SIZE, run_cases, torch_step
-from tests.learner_parts import free_address
+from tests.learner_parts import meeting_address
 
 TIMEOUT_S = 200.0
 STAGES = (1, 2, 3)
@@ -27,7 +27,7 @@ def plain(tiny_model_dir: Path) -> dict[str, Any]:
 def seen(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], list[dict[str, Any]]]:
     """Return what each of two ranks saw, by stage and compute dtype."""
     folder = tmp_path_factory.mktemp("deepspeed")
-    arguments = (tuple(free_address() for _ in (*CASES, "preference")), str(tiny_model_dir), str(folder))
+    arguments = (tuple(meeting_address() for _ in (*CASES, "preference")), str(tiny_model_dir), str(folder))
     multiprocessing.get_context("forkserver").set_forkserver_preload(
         ["torch", "transformers.models.llama.modeling_llama"]
     )

@@ -17,7 +17,7 @@ from learners.fsdp_checkpoint import FsdpCheckpoint, ShardWriter
 from learners.trainer import Trainer
 from lwz_ray.errors import WaitTimeoutError
 from lwz_ray.packing import split_over_ranks
-from tests.learner_parts import batch, free_address, run_ranks, settings
+from tests.learner_parts import batch, meeting_address, run_ranks, settings
 
 SAVED_STEP, LAST_STEP = 2, 4
 LENGTHS = {1: (5, 9), 2: (17, 2), 3: (30, 11, 4), 4: (8,)}
@@ -79,7 +79,7 @@ def story(
 
 
 def run_story(world_size: int, model: Path, folder: Path, **named: Any) -> list[dict[str, Any]]:
-    run_ranks(partial(story, **named), world_size, (world_size, free_address(), str(model), str(folder)))
+    run_ranks(partial(story, **named), world_size, (world_size, meeting_address(), str(model), str(folder)))
     return [torch.load(folder / f"seen_{r}.pt") for r in range(world_size)]
 
 
@@ -170,7 +170,7 @@ class HeldCheckpoint(FsdpCheckpoint):
 def test_training_on_does_not_change_what_is_written(tiny_model_dir: Path, tmp_path: Path):
     """The shards are written after the next step here; they hold the weights from before it."""
     wanted = settings(tiny_model_dir)
-    backend = FsdpBackend(wanted, 0, 1, free_address())
+    backend = FsdpBackend(wanted, 0, 1, meeting_address())
     try:
         trainer = Trainer(wanted, backend)
         checkpoint = HeldCheckpoint(backend.model, backend.optimizer, 0, backend.mesh, 60.0)
@@ -195,7 +195,7 @@ def test_training_on_does_not_change_what_is_written(tiny_model_dir: Path, tmp_p
 
 def test_a_writer_that_hangs_and_other_weights_are_named(tiny_model_dir: Path, tmp_path: Path):
     wanted = settings(tiny_model_dir)
-    backend = FsdpBackend(wanted, 0, 1, free_address())
+    backend = FsdpBackend(wanted, 0, 1, meeting_address())
     try:
         checkpoint = HeldCheckpoint(backend.model, backend.optimizer, 0, backend.mesh, 0.2)
         checkpoint.save(str(tmp_path))

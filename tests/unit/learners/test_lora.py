@@ -19,7 +19,7 @@ from learners.trainer import Trainer
 from lwz_ray.config_rooms import LoraConfig
 from lwz_ray.errors import UserError
 from lwz_ray.packing import split_over_ranks
-from tests.learner_parts import alone_and_in_two, batch, free_address
+from tests.learner_parts import alone_and_in_two, batch, meeting_address
 from tests.lora_parts import LORA, SCALE, TARGETS, copied, lora_settings, train_adapters
 
 IDS = torch.arange(1000, 1040)[None]
@@ -97,7 +97,7 @@ def test_two_ranks_are_one(seen: dict[str, Any]) -> None:
 
 def test_recomputed_layers_give_adapters_the_same_gradient(seen: dict[str, Any], tiny_model_dir: Path) -> None:
     wanted = lora_settings(tiny_model_dir, activation_checkpointing=False)
-    trainer = Trainer(wanted, FsdpBackend(wanted, 0, 1, free_address()))
+    trainer = Trainer(wanted, FsdpBackend(wanted, 0, 1, meeting_address()))
     metrics = trainer.train([split_over_ranks(batch(), 64, 1)[0]]).metrics
     trainer.close()
     recomputed = seen["of_1"][0]["results"][0].metrics
@@ -167,7 +167,7 @@ def test_the_adapter_folder_says_what_it_is(seen: dict[str, Any], tiny_model_dir
 
 def test_without_adapters_the_streams_are_the_weights(tiny_model_dir: Path, base: dict[str, torch.Tensor]) -> None:
     wanted = lora_settings(tiny_model_dir, lora=None)
-    backend = FsdpBackend(wanted, 0, 1, free_address())
+    backend = FsdpBackend(wanted, 0, 1, meeting_address())
     merged = copied(merged_weights(backend, wanted, torch.bfloat16))
     backend.close()
     assert all(torch.equal(tensor, base[name].bfloat16()) for name, tensor in merged.items()) and len(merged) == 20

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from learners.sequence_parallel import SequenceGroup, key_value_repeats
-from tests.learner_parts import free_address, run_ranks
+from tests.learner_parts import meeting_address, run_ranks
 from tests.sequence_parts import share_rows, share_rows_with_zero3
 from tests.small_model import write_small_model
 
@@ -17,7 +17,7 @@ CASES = {"pairs": (2, 2), "one key head": (2, 1), "two rows of two": (2, 2), "al
 
 def run(folder: Path, world_size: int, cases: dict[str, str]) -> list[dict[str, Any]]:
     """Run cases (name -> `shared ranks:model folder`) in one set of processes; return what each rank saw."""
-    addresses = ",".join(free_address() for _ in cases)
+    addresses = ",".join(meeting_address() for _ in cases)
     arguments = (world_size, addresses, ",".join(f"{k}={v}" for k, v in cases.items()), str(folder))
     if world_size == 1:
         share_rows(0, *arguments)
@@ -87,7 +87,7 @@ def test_zero_3_shares_rows_too(
     models: dict[int, Path], seen: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("zero3")
-    run_ranks(share_rows_with_zero3, 2, (2, free_address(), str(models[2]), str(folder)))
+    run_ranks(share_rows_with_zero3, 2, (2, meeting_address(), str(models[2]), str(folder)))
     alone = seen["alone"]["2"][0]
     for r in range(2):
         found = torch.load(folder / f"rank_{r}.pt", weights_only=False)
