@@ -56,7 +56,10 @@ class NcclWeightSync:
         cls, ranks: Sequence[Any], rollouts: Sequence[Any], workers_per_engine: int, timeout_s: float
     ) -> "NcclWeightSync":
         """Form the group of rank 0 and every engine worker."""
-        host, port = await asyncio.wait_for(_once(ranks[0].free_address.remote()), timeout_s)
+        try:
+            host, port = await asyncio.wait_for(_once(ranks[0].free_address.remote()), timeout_s)
+        except TimeoutError:
+            raise WaitTimeoutError("learner rank 0 to name a port for the NCCL group", timeout_s) from None
         client = RolloutClient(rollouts, workers_per_engine, timeout_s)
         size = 1 + workers_per_engine * len(rollouts)
         sync = cls(ranks, timeout_s)
