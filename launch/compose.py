@@ -19,11 +19,13 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from launch.paths import absolute_paths
-from launch.schema import Key, explain, known_keys, nearest, unknown_key
+from launch.schema import Key, explain, key_of, known_keys, nearest, unknown_key
 from lwz_ray.config import Config
 from lwz_ray.errors import UserError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+SCALED = ("actors.replicas", "rewards.replicas")
+"""What stage=scale changes in a run that goes on."""
 
 
 class Words(NamedTuple):
@@ -48,10 +50,22 @@ def compose(argv: Sequence[str]) -> Config:
         config = Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(explain(error)) from error
-    if config.stage == "scale" and "rewards.replicas" not in {name for name, _ in words.values}:
-        # A preset's number would change the run without having been asked for.
-        raise UserError("stage=scale needs rewards.replicas=N, the number of reward replicas that the run is to have")
+    if config.stage == "scale" and not _scaled(words):
+        raise UserError(
+            f"stage=scale needs {'=N or '.join(SCALED)}=N, or both: the number of Ray actors that the run is to have"
+        )
     return absolute_paths(config, Path.cwd(), os.environ)
+
+
+def scaled_keys(argv: Sequence[str]) -> list[str]:
+    """Return what a command line with stage=scale asks to change."""
+    return _scaled(parse_words(argv))
+
+
+def _scaled(words: Words) -> list[str]:
+    """A preset's number would change the run without having been asked for: only what is named counts."""
+    named = {name for name, _ in words.values}
+    return [key for key in SCALED if key in named]
 
 
 def choices(folders: Sequence[Path] = ()) -> dict[str, list[str]]:
@@ -78,8 +92,8 @@ def parse_words(argv: Sequence[str]) -> Words:
         name, value = _split_word(word)
         if name in groups and not value.startswith("{"):
             words.groups.append(_group_choice(name, value, groups[name]))
-        elif name in keys:
-            words.values.append((name, _parse_value(word, name, value, keys[name])))
+        elif (key := key_of(name, keys)) is not None:
+            words.values.append((name, _parse_value(word, name, value, key)))
         elif value in groups.get(nearest(name, groups), ()):
             raise UserError(f"unknown group '{name}': did you mean '{nearest(name, groups)}={value}'?")
         else:
@@ -169,7 +183,7 @@ def _unknown_inside(name: str, value: Any) -> str | None:
     keys = known_keys()
     for inner, deeper in value.items():
         dotted = f"{name}.{inner}"
-        if dotted not in keys:
+        if key_of(dotted, keys) is None:
             return dotted
         if (found := _unknown_inside(dotted, deeper)) is not None:
             return found

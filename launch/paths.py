@@ -59,7 +59,8 @@ def absolute_paths(config: Config, cwd: Path, environ: Mapping[str, str]) -> Con
         value = section[keys[-1]]
         if value is None:
             continue
-        durable = keys in _DURABLE
+        # Stages that only look into a run folder load no model: theirs may be relative.
+        durable = keys in _DURABLE and (keys == ("run", "dir") or config.stage not in ("scale", "report"))
         if value.startswith(HUB):
             section[keys[-1]] = _model_name(".".join(keys), value) if durable else value
         elif not value.startswith(PACKAGE) or durable:

@@ -2,7 +2,7 @@
 
 import difflib
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -23,6 +23,16 @@ class Key:
     is_section: bool
     is_text: bool
     nullable: bool
+    entries: "Key | None" = None
+    """Of a map whose names are the user's to choose, what each entry must be."""
+
+
+def key_of(name: str, keys: Mapping[str, Key]) -> Key | None:
+    """Return what is known of a dotted key, also of an entry in a map with free names; None for an unknown one."""
+    if name in keys:
+        return keys[name]
+    parent = keys.get(name.rpartition(".")[0])
+    return None if parent is None else parent.entries
 
 
 def known_keys(model: type[BaseModel] = Config) -> dict[str, Key]:
@@ -76,7 +86,8 @@ def _explain_one(error: Any) -> str:
     key = dotted.removesuffix(f".{loc[-1]}") if index else dotted
     value = repr(error["input"])
     value = value if len(value) <= 80 else value[:77] + "..."
-    needs = keys[key].needs if key in keys else error["msg"]
+    found = key_of(key, keys)
+    needs = error["msg"] if found is None else found.needs
     return f"{key}{index}={value} ({type(error['input']).__name__}): needs {needs}"
 
 
@@ -92,11 +103,12 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Key]]:
         needs = _needs(annotation, field.metadata)
         members = _members(annotation)
         text = any(m is str or isinstance(_first_choice(m), str) for m in members)
-        yield dotted, Key(needs, is_section=False, is_text=text, nullable=types.NoneType in members)
-        if get_origin(annotation) is dict:
-            names, value = get_args(annotation)
-            for entry in get_args(names):
-                yield f"{dotted}.{entry}", Key(_needs(value, ()), is_section=False, is_text=False, nullable=False)
+        names, value = get_args(annotation) if get_origin(annotation) is dict else (None, None)
+        entry = Key(_needs(value, ()), is_section=False, is_text=False, nullable=False) if names is str else None
+        yield dotted, Key(needs, is_section=False, is_text=text, nullable=types.NoneType in members, entries=entry)
+        if names is not None:
+            for choice in get_args(names):
+                yield f"{dotted}.{choice}", Key(_needs(value, ()), is_section=False, is_text=False, nullable=False)
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from lwz_ray.config_algorithm import AlgorithmConfig, CriticConfig, check_critic
 from lwz_ray.config_base import Language, Node, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Share
+from lwz_ray.config_failures import FailuresConfig
 from lwz_ray.config_rewards import (
     COMPONENTS,
     Component,
@@ -31,6 +32,7 @@ from lwz_ray.config_rooms import (
     WeightsConfig,
 )
 from lwz_ray.config_stages import CurateConfig, PreferenceConfig
+from lwz_ray.staleness import check_no_deadlock
 
 __all__ = [
     "COMPONENTS",
@@ -75,6 +77,8 @@ class RunConfig(Node):
     dir: str
     """Parent of the run folder; absolute in a submitted Ray job."""
     resume: Literal["never", "auto"]
+    lease_timeout_s: Annotated[float, Field(ge=3.0)]
+    """A driver that shows no life in the run folder for this long has lost it; it gives a sign every second."""
     checkpoint_every_steps: Positive
     checkpoint_async: bool
     """Write a checkpoint while training goes on; false: wait for it."""
@@ -183,13 +187,6 @@ class OptimizerConfig(Node):
     max_grad_norm: PositiveFloat
 
 
-class FailuresConfig(Node):
-    """Caps on what may go wrong before the run fails."""
-
-    max_consecutive_skipped_steps: Positive
-    max_consecutive_dropped_groups: Positive
-
-
 class TrackingConfig(Node):
     """wandb runs offline unless WANDB_API_KEY is set."""
 
@@ -210,7 +207,7 @@ class Config(Node):
     groups_per_step: Positive
     group_size: Positive
     max_staleness: NonNegative
-    on_stale: Literal["drop", "train"]
+    on_stale: Literal["wait", "drop"]
     run: RunConfig
     model: ModelConfig
     data: DataConfig
@@ -270,8 +267,9 @@ class Config(Node):
             raise ValueError(
                 f"lora.rank={self.lora.rank} with stage=train_rm: adapters are trained by stage=rl only; use lora=none"
             )
-        if self.weights.mode == "nccl" and self.learners.device != "cuda":
-            raise ValueError("weights.mode=nccl needs learners.device=cuda; on CPUs use auto, shm or object_store")
+        if self.weights.transport == "nccl" and self.learners.device != "cuda":
+            raise ValueError("weights.transport=nccl needs learners.device=cuda; on CPUs use auto, shm or object_store")
+        check_no_deadlock(self)
         return self
 
     @model_validator(mode="after")

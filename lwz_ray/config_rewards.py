@@ -4,7 +4,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lwz_ray.config_base import Node, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Share
+from lwz_ray.config_base import (
+    Node,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Share,
+    check_replicas,
+    check_resources,
+)
 
 Component = Literal["length", "writing", "format", "judge", "function"]
 COMPONENTS: tuple[Component, ...] = ("length", "writing", "format", "judge", "function")
@@ -75,6 +84,12 @@ class RewardsConfig(Node):
     """Reward components, their weights, and the pool of reward-model Ray actors."""
 
     replicas: Positive
+    """At the start; stage=scale changes it while the run goes on."""
+    min_replicas: Positive
+    max_replicas: Positive | None
+    """null: as many as the cluster has room for."""
+    resources: dict[str, PositiveFloat]
+    """Ray's custom resources of one replica, which bind it to nodes that offer them."""
     num_cpus: PositiveFloat
     num_gpus: NonNegativeFloat
     threads: Positive
@@ -104,6 +119,8 @@ class RewardsConfig(Node):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
+        check_replicas("rewards", self.replicas, self.min_replicas, self.max_replicas)
+        check_resources("rewards", self.resources)
         if not self.active:
             raise ValueError(f"rewards.weights={self.weights}: every weight is 0, nothing to learn from")
         if self.weights.get("writing", 0.0) > 0 and self.writing.path is None:

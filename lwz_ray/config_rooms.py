@@ -4,7 +4,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lwz_ray.config_base import Node, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Share
+from lwz_ray.config_base import (
+    Node,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Share,
+    check_replicas,
+    check_resources,
+)
 
 
 class RepetitionStopConfig(Node):
@@ -24,6 +33,12 @@ class ActorsConfig(Node):
     """Rollout Ray actors, each owning one engine."""
 
     replicas: Positive
+    """At the start; stage=scale changes it while the run goes on."""
+    min_replicas: Positive
+    max_replicas: Positive | None
+    """null: as many as the cluster has room for."""
+    resources: dict[str, PositiveFloat]
+    """Ray's custom resources of one replica, which bind it to nodes that offer them."""
     tensor_parallel_size: Positive
     num_cpus: PositiveFloat
     num_gpus: NonNegativeFloat
@@ -36,8 +51,24 @@ class ActorsConfig(Node):
     dtype: Literal["bfloat16", "float16", "float32"]
     enforce_eager: bool
     repetition_stop: RepetitionStopConfig
+    order: Literal["longest_first", "first_come"]
+    """Among the requests of a round: by the length that the prompt asks for, or as they were made."""
+    routing: Literal["most_free_cache", "round_robin"]
+    """Which engine a group is given to."""
+    concurrency: Literal["cache", "fixed"]
+    """cache: as many sequences as the KV cache takes without preemption; fixed: max_num_seqs an engine."""
+    cache_target: Share
+    """Share of the KV cache that may be in use before new groups wait."""
+    sample_deadline_s: PositiveFloat | None
+    """A sample that is not done by then is cut and scored as it is; null: never."""
     start_timeout_s: PositiveFloat
     request_timeout_s: PositiveFloat
+
+    @model_validator(mode="after")
+    def _replicas_in_bounds(self) -> Self:
+        check_replicas("actors", self.replicas, self.min_replicas, self.max_replicas)
+        check_resources("actors", self.resources)
+        return self
 
 
 class LearnersConfig(Node):
@@ -47,6 +78,8 @@ class LearnersConfig(Node):
     zero_stage: Literal[1, 2, 3]
     """DeepSpeed only: what is sharded (optimizer states; gradients too; parameters too)."""
     ranks: Positive
+    resources: dict[str, PositiveFloat]
+    """Ray's custom resources of one rank, of learners and critic, which bind it to nodes that offer them."""
     num_cpus: PositiveFloat
     num_gpus: NonNegativeFloat
     threads: Positive
@@ -74,6 +107,7 @@ class LearnersConfig(Node):
 
     @model_validator(mode="after")
     def _checks(self) -> Self:
+        check_resources("learners", self.resources)
         if self.ranks % self.sequence_parallel:
             raise ValueError(
                 f"learners.ranks={self.ranks} is no multiple of learners.sequence_parallel={self.sequence_parallel}"
@@ -108,8 +142,12 @@ class LoraConfig(Node):
 class WeightsConfig(Node):
     """How new weights reach the rollout actors."""
 
-    mode: Literal["auto", "shm", "object_store", "nccl"]
-    """auto: shm where learner and rollout actors share a host, nccl on GPUs, else object_store."""
+    transport: Literal["auto", "shm", "object_store", "nccl"]
+    """auto: nccl on GPUs, else for each engine shm on the host of learner rank 0 and object_store elsewhere."""
+    mode: Literal["keep", "abort", "wait"]
+    """What becomes of samples that are being written: kept, interrupted and taken up again anywhere, or waited for."""
+    clear_cache: bool
+    """Compute kept samples' KV cache anew with the new weights."""
     bucket_mib: Positive
     staging_dir: str
     timeout_s: PositiveFloat
@@ -122,7 +160,8 @@ class ClusterConfig(Node):
     num_cpus: Positive | None
     start_timeout_s: PositiveFloat
     nodes: Positive | None
-    """For the plan of `dry_run`; null: not known."""
+    """Of `gpus_per_node` GPUs each; a cluster that is joined is waited for until it has as many. Null: not known."""
     gpus_per_node: NonNegative
+    """For the plan of `dry_run`, and to tell which nodes count for `nodes`."""
     gpu_memory_gib: PositiveFloat | None
     """For the plan of `dry_run`; null where there is no GPU."""

@@ -1,8 +1,10 @@
-"""Tell a full disk from other failures, behind whatever wrapped it."""
+"""How much is held on a disk, and a full one told from other failures, behind whatever wrapped it."""
 
 import errno
 import os
 
+VERSIONS_HELD = 2
+"""Of the weights, on the learner's host: the one that engines serve and the one that is being staged."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No space left, over the user's quota, over the size that a file may have."""
 

@@ -25,6 +25,10 @@ class WaitTimeoutError(InfrastructureError):
         return type(self), (self.what, self.timeout_s)
 
 
+class LearnerLostError(InfrastructureError):
+    """A learner rank died or does not answer: the group's state is gone and must come from a checkpoint."""
+
+
 @dataclass(frozen=True, slots=True)
 class RewardFailure:
     """A reward that could not be computed. Never a number: a failed reward is not reward 0."""

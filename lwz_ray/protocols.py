@@ -91,8 +91,12 @@ class PairLearner(Protocol):
 class WeightSync(Protocol):
     """Moves the learner's weights to every rollout actor."""
 
-    async def publish(self, policy_version: int) -> dict[str, float]:
-        """Return `weights/what` timings and sizes once every actor serves this version."""
+    async def stage(self, policy_version: int) -> dict[str, float]:
+        """Take the learner's weights; it may train again when this returns. Return `weights/what` timings."""
+        ...
+
+    async def load(self, policy_version: int) -> dict[str, float]:
+        """Return `weights/what` timings once every rollout engine serves what was staged last as this version."""
         ...
 
 

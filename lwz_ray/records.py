@@ -42,6 +42,10 @@ class RolloutRequest:
     """None: the engine's setting."""
     max_tokens: int | None = None
     """None: the engine's setting."""
+    requested_words: int = 0
+    """Upper end of the range that the prompt asks for; 0: not known."""
+    round_index: int = 0
+    """Training round that the group was admitted for; earlier ones are written first."""
 
 
 @dataclass(frozen=True, slots=True)

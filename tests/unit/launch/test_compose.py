@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.compose import choices, compose, to_yaml
+from launch.compose import choices, compose, scaled_keys, to_yaml
 from launch.paths import is_submitted_job, job_folder
 from lwz_ray.errors import UserError
 
@@ -95,7 +95,7 @@ def test_unknown_key_names_the_nearest(prefix: str):
         (
             "run=demo",
             "run='demo': no such choice, did you mean 'rm_demo'? (there are curate_demo, curate_rm, demo_cpu, "
-            "paper_32b, rm_degradations, rm_demo, smoke_cpu, smoke_ppo)",
+            "paper_32b, qwen4b_4gpu, qwen7b_8gpu, rm_degradations, rm_demo, smoke_cpu, smoke_ppo)",
         ),
         ("steps=many", "steps='many' (str): needs an integer > 0"),
         ("steps=2.5", "steps=2.5 (float): needs an integer > 0"),
@@ -147,9 +147,19 @@ def test_a_map_is_laid_over_the_rest():
 
 def test_a_number_of_replicas_must_be_given_to_scale() -> None:
     assert error_of("stage=scale", "run.name=x") == (
-        "stage=scale needs rewards.replicas=N, the number of reward replicas that the run is to have"
+        "stage=scale needs actors.replicas=N or rewards.replicas=N, or both: the number of Ray actors that the run is "
+        "to have"
     )
-    assert compose(["stage=scale", "run.name=x", "rewards.replicas=3"]).rewards.replicas == 3
+    words = ["stage=scale", "run.name=x", "rewards.replicas=3"]
+    assert (compose(words).rewards.replicas, scaled_keys(words)) == (3, ["rewards.replicas"])
+    assert scaled_keys([*words, "actors.replicas=2"]) == ["actors.replicas", "rewards.replicas"]
+
+
+def test_a_submitted_stage_that_loads_no_model_needs_a_durable_run_folder_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"job_submission_id": "raysubmit_1"}}')
+    words = ["stage=scale", "run.name=x", "rewards.replicas=3"]
+    assert compose([*words, "run.dir=/shared/runs"]).run.dir == "/shared/runs"
+    assert error_of(*words, "run.dir=runs").startswith("run.dir='runs': relative, or inside the temporary folder")
 
 
 def test_paths_become_absolute(tmp_path: Path):

@@ -34,7 +34,7 @@ def tree(monkeypatch: pytest.MonkeyPatch) -> dict:
         ("learners", {"deepspeed_config": "ds.json"}, "learners.deepspeed_config=ds.json but learners.backend=fsdp"),
         ("learners", {"liger": True}, "learners.liger=true needs learners.device=cuda"),
         ("learners", {"device": "cuda"}, "actors.num_gpus=0 is below actors.tensor_parallel_size=1"),
-        ("weights", {"mode": "nccl"}, "weights.mode=nccl needs learners.device=cuda"),
+        ("weights", {"transport": "nccl"}, "weights.transport=nccl needs learners.device=cuda"),
         ("template", {"zh": "没有"}, "template.zh has no {request} slot"),
         ("rewards", {"weights": {"length": 0.0}}, "every weight is 0, nothing to learn from"),
     ],
