@@ -2,16 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
+from actors.load import EngineLoad
 from actors.repetition_stop import RepetitionRule
 from actors.streams import CompletionStream
+from actors.tasks import WorkerRequest
 from lwz_ray.errors import InfrastructureError
-from lwz_ray.records import RolloutRequest
+
+UpdateMode = Literal["keep", "abort", "wait"]
 
 
 class DirtyEngineError(InfrastructureError):
     """A weight update failed half-way: the engine serves nothing until a full update succeeds."""
+
+
+class EngineLostError(InfrastructureError):
+    """The engine's process is gone, and with it what it was writing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,29 +43,50 @@ class EngineSettings:
     """vLLM weight-transfer backend: `staged` (ours, files on the host) or `nccl`."""
     threads: int = 1
     replica_index: int = 0
+    """Any number: replicas beyond the host's cores share them."""
     repetition_stop: RepetitionRule | None = None
     """When a looping sample is ended with finish reason `repetition`; None: never."""
+    update_mode: UpdateMode = "keep"
+    """What an update does to samples in flight: they go on after it, end with what they have, or are waited for."""
+    clear_cache: bool = False
+    """Compute the KV cache of kept samples anew with the new weights."""
 
 
 class Engine(Protocol):
-    """Generates with one set of weights, which can be replaced while requests are in flight."""
+    """Generates with one set of weights, which can be replaced while requests are in flight.
 
+    Once the engine's process is gone, every call and every open stream raises EngineLostError.
+    """
+
+    settings: EngineSettings
     policy_version: int
 
     async def start(self) -> None: ...
 
-    def stream(self, request: RolloutRequest, request_id: str) -> CompletionStream:
-        """Yield (sample_index, completion) as each ends; closing early ends what is still being written."""
+    def stream(self, request: WorkerRequest, request_id: str) -> CompletionStream:
+        """Yield (sample_index, completion) as each ends; closing early ends what is still being written.
+
+        A task with a prior is gone on with, and comes back whole: its tokens, logprobs, version spans and text. At a
+        task's deadline it ends with finish reason `abort`.
+        """
         ...
 
     async def pause(self) -> None:
-        """Stop scheduling; requests in flight stay and go on after `resume`."""
+        """Stop scheduling. Requests in flight stay, are interrupted or are waited for, as `update_mode` says."""
         ...
 
     async def resume(self) -> None: ...
 
+    async def interrupt(self) -> None:
+        """End every sample in flight with what it has, finish reason `abort`; later requests are not touched."""
+        ...
+
     async def load_weights(self, policy_version: int, header_paths: Sequence[str]) -> None:
         """Load a full set of staged buckets while paused; on failure the engine must not serve."""
+        ...
+
+    async def load(self) -> EngineLoad:
+        """Return the engine's numbers through its main loop; one that is frozen does not answer."""
         ...
 
     async def close(self) -> None: ...

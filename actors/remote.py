@@ -5,29 +5,39 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
-from actors.engine import EngineSettings
+from actors import orphans
+from actors.engine import EngineLostError, EngineSettings
+from actors.load import EngineLoad
 from actors.streams import CompletionStream, StreamCall
+from actors.tasks import WorkerRequest
 from actors.vllm_engine import VllmEngine
 from actors.worker import RolloutWorker
-from lwz_ray.records import RolloutRequest
 from lwz_ray.weights import Bucket
 
 
 def stream_of(handle: Any) -> StreamCall:
     """Return the calls of a Ray actor's `stream` as an async generator here.
 
-    Ray holds nothing back: the actor runs ahead of a slow reader by at most one group. A reader that stops early
-    cancels the task, and with it what the engine is still writing.
+    Ray holds nothing back: the actor runs ahead of a slow reader by at most one request. A reader that stops early
+    cancels the task, and with it what the engine is still writing. An actor that is gone raises EngineLostError; what
+    it raised itself keeps its kind.
     """
 
-    async def stream(request: RolloutRequest, timeout_s: float) -> CompletionStream:
+    async def stream(request: WorkerRequest, timeout_s: float) -> CompletionStream:
         refs = handle.stream.remote(request, timeout_s)
         ended = False
         try:
             async for ref in refs:
                 yield await ref
             ended = True
+        except (RayTaskError, TaskCancelledError):
+            ended = True
+            raise
+        except RayError as error:
+            ended = True
+            raise EngineLostError(f"the rollout actor is gone: {error}") from error
         finally:
             if not ended:
                 ray.cancel(refs)
@@ -48,12 +58,28 @@ class RolloutActor:
         await self._worker.start()
         return ray.get_runtime_context().get_node_id()
 
-    async def stream(self, request: RolloutRequest, timeout_s: float) -> CompletionStream:
+    async def stream(self, request: WorkerRequest, timeout_s: float) -> CompletionStream:
         """Yield (sample_index, completion) as each ends; ends early with `ray.cancel`."""
         call = self._worker.stream(request, timeout_s)
         async with contextlib.aclosing(call) as stream:
             async for item in stream:
                 yield item
+
+    async def interrupt(self) -> None:
+        """End what is being written with what it has, finish reason `abort`."""
+        await self._worker.interrupt()
+
+    async def heartbeat(self) -> EngineLoad:
+        """Return the engine's numbers through its main loop; without an answer in the caller's time it is frozen."""
+        return await self._worker.heartbeat()
+
+    async def pids(self) -> list[int]:
+        """Return the process ids of this actor and of everything below it."""
+        return orphans.process_tree()
+
+    async def kill_engine(self) -> list[int]:
+        """Kill every process below this one, stopped ones too; return their ids. Open streams raise EngineLostError."""
+        return await orphans.kill_children()
 
     async def stage(self, bucket: Bucket) -> None:
         self._worker.stage(bucket)
@@ -65,16 +91,16 @@ class RolloutActor:
         """Join the learner's transfer group (nccl)."""
         await self._engine.init_transfer(init_info)
 
-    async def begin_update(self, policy_version: int) -> None:
+    async def begin_update(self, policy_version: int, timeout_s: float) -> None:
         """Open a transfer that the learner drives (nccl)."""
-        await self._worker.begin(policy_version)
-        await self._engine.start_update()
+        await self._worker.begin(policy_version, timeout_s)
+        await self._worker.receive(self._engine.start_update(), policy_version, timeout_s)
 
     async def receive_update(self, update_info: dict[str, Any], policy_version: int, timeout_s: float) -> None:
         await self._worker.receive(self._engine.receive(update_info), policy_version, timeout_s)
 
-    async def end_update(self, policy_version: int) -> None:
-        await self._engine.finish_update(policy_version)
+    async def end_update(self, policy_version: int, timeout_s: float) -> None:
+        await self._worker.receive(self._engine.finish_update(policy_version), policy_version, timeout_s)
         await self._worker.end(policy_version)
 
     async def close(self) -> None:

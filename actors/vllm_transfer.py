@@ -1,9 +1,10 @@
-"""The worker side of weight transfer: a vLLM backend that reads staged buckets from the host it runs on.
+"""What runs in vLLM's own processes: reading staged buckets from the host, and ending with the Ray actor.
 
 vLLM builds its weight-transfer engine inside the process that holds the model. Naming `WorkerExtension` as
 `worker_extension_cls` imports this module there, which registers the backend; no installed entry point is needed.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +21,13 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
+from vllm.v1.executor import Executor
+from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
-from actors.orphans import end_when_orphaned
+from actors.orphans import end_when_orphaned, end_with_parent
 from lwz_ray.lora import is_adapter, merged, pair_up
 from lwz_ray.model_folder import read_weights
-from lwz_ray.staging import read_header, read_staged
+from lwz_ray.staging import check_one_version, read_header, read_staged
 
 BACKEND = "staged"
 
@@ -59,6 +62,7 @@ class StagedWeightTransferEngine(WeightTransferEngine[StagedInitInfo, StagedUpda
         paths = update_info.header_paths
         if not paths:
             raise ValueError("an update without buckets")
+        check_one_version(paths)
         if is_adapter(read_header(paths[0]).tensors[0].name):
             self.model.load_weights(self._merged(paths))
             return
@@ -118,3 +122,20 @@ class WorkerExtension:
     def end_when_orphaned(self) -> None:
         """Leave no engine behind a Ray actor that was killed."""
         end_when_orphaned()
+
+    def sign_of_life(self) -> int:
+        """Return the process id, between two steps: a worker process that is frozen does not answer."""
+        return os.getpid()
+
+
+class BoundExecutor(MultiprocExecutor):
+    """vLLM's executor of worker processes, which lets the process that it is built in end with the Ray actor."""
+
+    def _init_executor(self) -> None:
+        end_with_parent()
+        super()._init_executor()
+
+
+def bound(executor: type[Executor]) -> type[Executor]:
+    """Return the executor to use in place of vLLM's choice; where the worker is inside, `WorkerExtension` is enough."""
+    return BoundExecutor if executor is MultiprocExecutor else executor

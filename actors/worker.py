@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Sequence
+from dataclasses import replace
 
 from actors.engine import DirtyEngineError, Engine
+from actors.load import EngineLoad
 from actors.streams import CompletionStream
+from actors.tasks import SampleTask, WorkerRequest
 from lwz_ray.errors import WaitTimeoutError
-from lwz_ray.records import RolloutRequest
 from lwz_ray.staging import StagingFolder
 from lwz_ray.weights import Bucket
 
@@ -17,7 +19,10 @@ PAUSE_TIMEOUT_S = 60.0
 
 
 class RolloutWorker:
-    """Owns one engine. New requests wait while an update runs; requests in flight are kept."""
+    """Owns one engine. New requests wait while an update runs; the engine's `update_mode` decides on those in flight.
+
+    Where an update fails, what is in flight ends with what it has, and new requests are refused.
+    """
 
     def __init__(self, engine: Engine, staging_candidates: tuple[str, ...], staging_bytes: int) -> None:
         self.engine = engine
@@ -25,32 +30,34 @@ class RolloutWorker:
         self._staging_bytes = staging_bytes
         self._staging: StagingFolder | None = None
         self._staged: list[str] = []
-        self._serving = asyncio.Event()
+        self._settled = asyncio.Event()
+        """Clear while an update runs, and before the start."""
         self._dirty: str | None = None
         self._num_requests = 0
 
     async def start(self) -> None:
         """Build the engine; policy version 0 is the model folder's weights."""
         await self.engine.start()
-        self._serving.set()
+        self._settled.set()
 
-    async def stream(self, request: RolloutRequest, timeout_s: float) -> CompletionStream:
+    async def stream(self, request: WorkerRequest, timeout_s: float) -> CompletionStream:
         """Yield completions as they end; waits for a running update. Raises DirtyEngineError or WaitTimeoutError.
 
-        timeout_s: for the whole group.
+        timeout_s: for the whole request. Waiting counts against the tasks' deadlines too.
         """
-        deadline = asyncio.get_running_loop().time() + timeout_s
+        now = asyncio.get_running_loop().time
+        arrived, deadline = now(), now() + timeout_s
         await self._until_serving(timeout_s)
         self._num_requests += 1
         request_id, num_ended = f"r{self._num_requests}", 0
-        stream = self.engine.stream(request, request_id)
+        stream = self.engine.stream(_after(request, now() - arrived), request_id)
         async with contextlib.aclosing(stream):
             while True:
                 try:
                     async with asyncio.timeout_at(deadline):
                         item = await anext(stream, None)
                 except TimeoutError:
-                    missing = f"{request.num_samples - num_ended} of {request.num_samples} completions"
+                    missing = f"{len(request.tasks) - num_ended} of {len(request.tasks)} completions"
                     raise WaitTimeoutError(f"{missing} of request {request_id}", timeout_s) from None
                 if item is None:
                     return
@@ -59,47 +66,62 @@ class RolloutWorker:
 
     async def _until_serving(self, timeout_s: float) -> None:
         try:
-            await asyncio.wait_for(self._serving.wait(), timeout_s)
+            if not self._settled.is_set():
+                await asyncio.wait_for(self._settled.wait(), timeout_s)
         except TimeoutError:
-            if self._dirty:
-                raise DirtyEngineError(self._dirty) from None
             raise WaitTimeoutError("a weight update to finish before generating", timeout_s) from None
+        if self._dirty:
+            raise DirtyEngineError(self._dirty)
+
+    async def interrupt(self) -> None:
+        """End what is being written with what it has, finish reason `abort`."""
+        await self.engine.interrupt()
+
+    async def heartbeat(self) -> EngineLoad:
+        """Return the engine's numbers; does not return where the engine is frozen. The timeout is the caller's."""
+        return await self.engine.load()
 
     def stage(self, bucket: Bucket) -> None:
-        """Bring one bucket to this host; `update` loads what was staged."""
+        """Bring one bucket to this host; `update` loads what was staged. A first bucket begins a new version."""
+        if bucket.header.index == 0:  # a transfer that was given up may have left some
+            self._clear_staged()
         if self._staging is None:
             self._staging = StagingFolder(self._staging_candidates, self._staging_bytes)
         self._staged.append(self._staging.write(bucket))
 
     async def update(self, policy_version: int, header_paths: Sequence[str] | None, timeout_s: float) -> float:
-        """Replace the weights in flight; return the seconds generation was paused.
+        """Replace the weights; return the seconds for which new requests waited.
 
-        header_paths: staged by someone else on this host, or None for what `stage` brought. A failure leaves the engine
-        dirty and paused until a later full update succeeds.
+        header_paths: staged by someone else on this host, or None for what `stage` brought. timeout_s: for loading, and
+        with `update_mode=wait` for what is in flight to end. A failure leaves the engine dirty and paused until a later
+        full update succeeds.
         """
         paths = list(header_paths) if header_paths is not None else self._staged
         started = time.monotonic()
         try:
-            await self.begin(policy_version)
+            await self.begin(policy_version, timeout_s)
             await self._guard(self.engine.load_weights(policy_version, paths), policy_version, timeout_s)
         finally:
             self._clear_staged()
         await self.end(policy_version)
         return time.monotonic() - started
 
-    async def begin(self, policy_version: int) -> None:
-        """Hold back new requests and freeze those in flight."""
-        self._serving.clear()
-        await self._guard(self.engine.pause(), policy_version, PAUSE_TIMEOUT_S)
+    async def begin(self, policy_version: int, timeout_s: float) -> None:
+        """Hold back new requests and pause; timeout_s: for those in flight to end where they are waited for."""
+        self._settled.clear()
+        waits = self.engine.settings.update_mode == "wait"
+        await self._guard(
+            self.engine.pause(), policy_version, max(PAUSE_TIMEOUT_S, timeout_s) if waits else PAUSE_TIMEOUT_S
+        )
 
     async def end(self, policy_version: int) -> None:
         """Serve with the new weights, which are complete."""
         await self._guard(self.engine.resume(), policy_version, PAUSE_TIMEOUT_S)
         self._dirty = None
-        self._serving.set()
+        self._settled.set()
 
     async def receive(self, work: Awaitable[None], policy_version: int, timeout_s: float) -> None:
-        """Take part in a transfer that someone else drives, between `begin` and `end`."""
+        """Do one part of a transfer that someone else drives, between `begin` and `end`."""
         await self._guard(work, policy_version, timeout_s)
 
     async def _guard(self, work: Awaitable[None], policy_version: int, timeout_s: float) -> None:
@@ -107,11 +129,18 @@ class RolloutWorker:
         try:
             await asyncio.wait_for(work, timeout_s)
         except TimeoutError:
-            self._dirty = f"update to policy version {policy_version} did not finish in {timeout_s:g} s"
+            await self._is_dirty(f"update to policy version {policy_version} did not finish in {timeout_s:g} s")
             raise WaitTimeoutError(f"the engine to load policy version {policy_version}", timeout_s) from None
         except Exception as error:
-            self._dirty = f"update to policy version {policy_version} failed: {error}"
-            raise DirtyEngineError(self._dirty) from error
+            reason = f"update to policy version {policy_version} failed: {error}"
+            await self._is_dirty(reason)
+            raise DirtyEngineError(reason) from error
+
+    async def _is_dirty(self, reason: str) -> None:
+        """Refuse requests, and give back what is in flight: it was written with good weights, and stays paused here."""
+        self._dirty = reason
+        self._settled.set()
+        await self.engine.interrupt()
 
     def _clear_staged(self) -> None:
         self._staged = []
@@ -123,3 +152,12 @@ class RolloutWorker:
         if self._staging is not None:
             self._staging.remove()
         await self.engine.close()
+
+
+def _after(request: WorkerRequest, waited_s: float) -> WorkerRequest:
+    """Return the request with what is left of its tasks' deadlines."""
+    return replace(request, tasks=tuple(_left(task, waited_s) for task in request.tasks))
+
+
+def _left(task: SampleTask, waited_s: float) -> SampleTask:
+    return task if task.remaining_s is None else replace(task, remaining_s=max(0.0, task.remaining_s - waited_s))

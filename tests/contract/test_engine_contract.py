@@ -2,111 +2,15 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import pytest_asyncio
-import torch
-from safetensors.torch import load_file
 
-from actors.engine import DirtyEngineError, EngineSettings
+from actors.engine import DirtyEngineError
 from actors.tiny_engine import TinyEngine
-from actors.worker import RolloutWorker
-from lwz_ray.records import Completion, RolloutRequest
-from lwz_ray.staging import StagingFolder
-from lwz_ray.weights import pack_buckets
-from tests.rollout_parts import collect
-
-TINY_LOGITS = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
-TIMEOUT_S = 60.0
-ENDLESS = 10
-
-
-@dataclass
-class Case:
-    """A worker, and sets of weights for it: 0 is the one it starts with, any other number is another set.
-
-    From ENDLESS on, texts do not end by themselves.
-    """
-
-    worker: RolloutWorker
-    base: dict[str, torch.Tensor]
-    prompt: list[int]
-    staging: StagingFolder
-    head_start_s: float
-    """After this a text of `long_tokens` has begun and is not at its end."""
-    long_tokens: int
-
-    @property
-    def version(self) -> int:
-        return self.worker.engine.policy_version
-
-    async def generate(self, num_samples: int = 4, seed: int = 1, timeout_s: float = TIMEOUT_S) -> list[Completion]:
-        return await collect(self.worker.stream(RolloutRequest(self.prompt, num_samples, seed), timeout_s))
-
-    def stage(self, number: int) -> list[str]:
-        """Stage a set of weights as the next version."""
-        self.staging.clear()
-        generator = torch.Generator().manual_seed(number)
-        tensors = dict(self.base)
-        if number:
-            for name, tensor in tensors.items():
-                noise = torch.randn(tensor.shape, generator=generator)
-                tensors[name] = (tensor.float() + noise * (0.5 * tensor.float().std() + 0.01)).to(tensor.dtype)
-        if number >= ENDLESS and TinyEngine.TENSOR in tensors:
-            tensors[TinyEngine.TENSOR][:, 0] = -30.0
-        buckets = pack_buckets(tensors.items(), self.version + 1, 2**20)
-        return [self.staging.write(b) for b in buckets]
-
-    async def update(self, number: int) -> None:
-        await self.worker.update(self.version + 1, self.stage(number), TIMEOUT_S)
-
-
-@pytest_asyncio.fixture
-async def tiny_worker(tmp_path: Path) -> AsyncIterator[RolloutWorker]:
-    settings = EngineSettings(
-        model_path="", dtype="float32", max_length_tokens=64, max_num_seqs=8, temperature=1.0, top_p=1.0, max_tokens=64,
-        stop="</answer>",
-    )  # fmt: skip
-    worker = RolloutWorker(TinyEngine(settings, TINY_LOGITS), (str(tmp_path),), 1000)
-    await worker.start()
-    yield worker
-    await worker.close()
-
-
-@pytest.fixture(params=["tiny", pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.slow])])
-def built(request: pytest.FixtureRequest) -> tuple[RolloutWorker, dict[str, torch.Tensor], list[int], float, int]:
-    if request.param == "tiny":
-        base = {TinyEngine.TENSOR: TINY_LOGITS}
-        return request.getfixturevalue("tiny_worker"), base, [3, 5], 0.02, 4000
-    base = load_file(request.getfixturevalue("tiny_model_dir") / "model.safetensors")
-    base.pop("lm_head.weight", None)  # tied to the embedding, and not published apart
-    return request.getfixturevalue("vllm_worker"), base, list(range(1000, 1030)), 0.5, 450
-
-
-@pytest_asyncio.fixture
-async def case(built: Any) -> AsyncIterator[Case]:
-    worker, base, prompt, head_start_s, long_tokens = built
-    case = Case(worker, base, prompt, StagingFolder(("/dev/shm", "/tmp"), 2**25), head_start_s, long_tokens)
-    start = case.version
-    yield case
-    if case.version != start:
-        await case.update(0)
-    case.staging.remove()
-
-
-def tokens(completions: list[Completion]) -> list[list[int]]:
-    return [c.token_ids.tolist() for c in completions]
-
-
-def set_engine(case: Case, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    engine: Any = case.worker.engine
-    monkeypatch.setattr(engine, "settings", replace(engine.settings, **changes))
+from tests.engine_case import ENDLESS, TIMEOUT_S, Case, set_engine, tokens
 
 
 async def test_the_seed_decides(case: Case) -> None:
@@ -214,7 +118,8 @@ async def test_damage_makes_an_engine_dirty_until_a_full_update(case: Case) -> N
         await case.generate(timeout_s=0.1)
     await case.update(1)
     assert tokens(await case.generate(seed=6)) == wanted
-    assert len(await running) == 4  # what was in flight is kept, and goes on
+    # What was in flight came back as far as it was, to be taken up by another engine.
+    assert [c.finish_reason for c in await running] == ["abort"] * 4
 
 
 async def test_an_update_without_weights_is_refused(case: Case) -> None:

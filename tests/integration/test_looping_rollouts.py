@@ -19,10 +19,9 @@ from safetensors.torch import load_file
 
 from actors.repetition_stop import RepetitionRule
 from actors.worker import RolloutWorker
-from lwz_ray.records import RolloutRequest
 from lwz_ray.staging import StagingFolder
 from lwz_ray.weights import pack_buckets
-from tests.rollout_parts import collect
+from tests.rollout_parts import collect, samples_of
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 MAX_TOKENS = 400
@@ -71,7 +70,7 @@ async def test_a_loop_ends_where_the_rule_says(
     """Patterns of 24 to 64 tokens, four times: 96. Twelve sentences of a word: 24, wherever the engine was by then."""
     worker, (tea, end) = machine
     set_rule(worker, monkeypatch, rule)
-    for completion in await collect(worker.stream(RolloutRequest([tea, end], 3, 1), 60.0)):
+    for completion in await collect(worker.stream(samples_of([tea, end], 3, 1), 60.0)):
         assert completion.finish_reason == ("repetition" if rule else "length")
         assert completion.token_ids.tolist() == [tea, end] * (num_tokens // 2)
         assert completion.text == " tea." * (num_tokens // 2)
@@ -88,9 +87,9 @@ async def test_a_text_that_does_not_loop_goes_on_and_is_the_same_in_pieces(
 ) -> None:
     worker, _ = machine
     set_rule(worker, monkeypatch, None)
-    whole = await collect(worker.stream(RolloutRequest([2000], 2, 5), 60.0))
+    whole = await collect(worker.stream(samples_of([2000], 2, 5), 60.0))
     set_rule(worker, monkeypatch, rule)
-    pieces = await collect(worker.stream(RolloutRequest([2000], 2, 5), 60.0))
+    pieces = await collect(worker.stream(samples_of([2000], 2, 5), 60.0))
     for a, b in zip(whole, pieces, strict=True):
         assert (a.finish_reason, a.text) == (b.finish_reason, b.text)
         np.testing.assert_array_equal(a.token_ids, b.token_ids)
@@ -105,7 +104,7 @@ async def test_a_reader_that_stops_early_aborts_the_request(
     worker, (tea, end) = machine
     set_rule(worker, monkeypatch, None)
     engine: Any = worker.engine
-    running = asyncio.create_task(collect(worker.stream(RolloutRequest([tea, end], 2, 1), 60.0)))
+    running = asyncio.create_task(collect(worker.stream(samples_of([tea, end], 2, 1), 60.0)))
     give_up = time.monotonic() + 20.0
     while (started := len(engine.llm.output_processor.request_states)) < 2:
         assert time.monotonic() < give_up, f"waited 20 s for two requests, {started} were seen"
@@ -121,7 +120,7 @@ async def test_temperature_and_length_of_one_request(
 ) -> None:
     worker, _ = machine
     set_rule(worker, monkeypatch, PATTERNS)
-    usual, hot = [await collect(worker.stream(RolloutRequest([2000], 1, 5, t, 9), 60.0)) for t in (None, 0.0)]
+    usual, hot = [await collect(worker.stream(samples_of([2000], 1, 5, t, 9), 60.0)) for t in (None, 0.0)]
     assert (usual[0].num_tokens, hot[0].num_tokens) == (9, 9)
     # Every token is as likely as any other, except that a greedy choice is certain.
     assert usual[0].rollout_logprobs[0] == pytest.approx(-np.log(49152), abs=0.01)

@@ -1,162 +1,207 @@
-"""The pool of rollout workers: who is asked, and what becomes of a stream that is late, short, wrong or given up."""
+"""The pool of rollout engines: who is asked for which sample, and for how long somebody waits."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 
-import numpy as np
 import pytest
-import pytest_asyncio
-import torch
 
-from actors.engine import EngineSettings
-from actors.pool import RolloutPool
-from actors.repetition_stop import RepetitionRule
-from actors.streams import CompletionStream, StreamCall
-from actors.tiny_engine import TinyEngine
-from actors.worker import RolloutWorker
 from lwz_ray.errors import InfrastructureError, WaitTimeoutError
-from lwz_ray.records import Completion, RolloutRequest, VersionSpan
-from tests.rollout_parts import collect
-
-SETTINGS = EngineSettings(
-    model_path="", dtype="float32", max_length_tokens=64, max_num_seqs=8, temperature=1.0, top_p=1.0, max_tokens=400,
-    stop="</answer>",
-)  # fmt: skip
-UNIFORM = torch.zeros(8, 8)
+from lwz_ray.records import RolloutRequest
+from tests.pool_parts import HandEngine, ask, load, make_pool, settle
 
 
-def completion(text: str) -> Completion:
-    one = np.ones(1, dtype=np.int32)
-    return Completion(text, one, -one.astype(np.float32), "stop", (VersionSpan(0, 1, 0),))
+def prompts(engine: HandEngine) -> list[int]:
+    """Return the seeds of the groups that an engine was asked for, in order."""
+    return [request.tasks[0].seed for request in engine.requests]
 
 
-def sending(indices: Sequence[int]) -> StreamCall:
-    """A replica that sends a sample of each index, whatever it is asked for."""
-
-    async def stream(request: RolloutRequest, timeout_s: float) -> CompletionStream:
-        for index in indices:
-            yield index, completion(f"t{index}")
-
-    return stream
-
-
-@pytest_asyncio.fixture
-async def worker(tmp_path: Path) -> AsyncIterator[RolloutWorker]:
-    worker = RolloutWorker(TinyEngine(SETTINGS, UNIFORM), (str(tmp_path),), 1000)
-    await worker.start()
-    yield worker
-    await worker.close()
-
-
-async def test_groups_go_to_the_replica_with_the_fewest_open() -> None:
-    asked: list[int] = []
-    release = asyncio.Event()
-
-    def replica(number: int) -> StreamCall:
-        async def stream(request: RolloutRequest, timeout_s: float) -> CompletionStream:
-            asked.append(number)
-            await release.wait()
-            yield 0, completion("t")
-
-        return stream
-
-    pool = RolloutPool([replica(0), replica(1), replica(2)], 5.0)
-    calls = [asyncio.create_task(collect(pool.stream(RolloutRequest([1], 1, s)))) for s in range(7)]
-    await asyncio.sleep(0.01)
-    assert asked == [0, 1, 2, 0, 1, 2, 0]
-    release.set()
+async def test_groups_go_to_the_engine_with_the_least_to_write() -> None:
+    pool, engines = make_pool("a", "b", "c")
+    calls = [ask(pool, seed=s) for s in range(7)]
+    await settle()
+    assert {name: prompts(engine) for name, engine in engines.items()} == {"a": [0, 3, 6], "b": [1, 4], "c": [2, 5]}
+    for engine in engines.values():
+        engine.end_all()
     await asyncio.gather(*calls)
 
 
-async def test_samples_come_as_they_end(worker: RolloutWorker) -> None:
-    """Token 0 ends a text: of equal pace, the shorter text comes first."""
-    pool = RolloutPool([worker.stream], 5.0)
-    lengths = [(c.num_tokens, index) async for index, c in pool.stream(RolloutRequest([1], 8, seed=3))]
-    assert all(a[0] <= b[0] for a, b in pairwise(lengths))
-    assert sorted(index for _, index in lengths) == list(range(8))
-    assert [index for _, index in lengths] != list(range(8))
-
-
-async def test_a_reader_that_stops_early_leaves_nothing_running(worker: RolloutWorker) -> None:
-    before = asyncio.all_tasks()
-    stream = RolloutPool([worker.stream], 5.0).stream(RolloutRequest([1], 8, seed=3))
-    await anext(stream)
-    assert len(asyncio.all_tasks() - before) in range(1, 8)
-    await stream.aclose()
-    assert asyncio.all_tasks() == before
-
-
-async def test_temperature_and_length_of_one_request(worker: RolloutWorker) -> None:
-    pool = RolloutPool([worker.stream], 5.0)
-    texts = await collect(pool.stream(RolloutRequest([1], 8, 5, temperature=0.5, max_tokens=3)))
-    assert max(c.num_tokens for c in texts) == 3
-    # Equal logits stay equal at any temperature; unequal ones grow apart.
-    np.testing.assert_allclose(np.concatenate([c.rollout_logprobs for c in texts]), -np.log(8.0), rtol=1e-6)
-    skewed = RolloutWorker(TinyEngine(SETTINGS, torch.tensor([[0.0, np.log(3.0)]] * 2)), (), 1000)
-    await skewed.start()
-    (cold,) = await collect(
-        RolloutPool([skewed.stream], 5.0).stream(RolloutRequest([1], 1, 5, temperature=0.5, max_tokens=1))
-    )
-    assert float(np.exp(cold.rollout_logprobs[0])) == pytest.approx(0.9 if cold.token_ids[0] else 0.1)
-
-
-async def test_a_replicas_error_is_passed_on_and_frees_its_place(worker: RolloutWorker) -> None:
-    class Broken(TinyEngine):
-        async def _one(self, *args: object) -> Completion:
-            raise InfrastructureError("no memory left")
-
-    broken = RolloutWorker(Broken(SETTINGS, UNIFORM), (), 1000)
-    await broken.start()
-    pool = RolloutPool([broken.stream], 5.0)
-    for _ in range(2):
-        with pytest.raises(InfrastructureError, match="no memory left"):
-            await collect(pool.stream(RolloutRequest([1], 1, 0)))
+async def test_round_robin_deals_in_turn_whatever_engines_hold() -> None:
+    pool, engines = make_pool("a", "b", routing="round_robin", order="first_come", concurrency="fixed", max_num_seqs=2)
+    calls = [ask(pool, seed=s) for s in range(4)]
+    await settle()
+    engines["b"].end_all()
+    calls.append(ask(pool, seed=4))
+    await settle()
+    assert (prompts(engines["a"]), prompts(engines["b"])) == ([0, 2], [1, 3])
+    engines["a"].end_all()
+    await settle()
+    assert prompts(engines["a"]) == [0, 2, 4]
+    engines["a"].end_all()
+    await asyncio.gather(*calls)
 
 
 @pytest.mark.parametrize(
-    ("indices", "message"),
-    [
-        ([0, 2], "rollout replica 0 ended its stream without 1 of 3 samples"),
-        ([0, 1, 1], "rollout replica 0 sent sample 1 unasked or twice"),
-        ([0, 1, 3], "rollout replica 0 sent sample 3 unasked or twice"),
-    ],
+    ("order", "expected"), [("longest_first", [0, 4, 3, 1, 2, 5]), ("first_come", [0, 1, 2, 3, 4, 5])]
 )
-async def test_a_stream_that_is_not_the_group_is_an_error(indices: list[int], message: str) -> None:
-    with pytest.raises(InfrastructureError, match=message):
-        await collect(RolloutPool([sending(indices)], 5.0).stream(RolloutRequest([1], 3, 0)))
+async def test_the_order_of_what_waits(order: str, expected: list[int]) -> None:
+    """Earlier rounds first, then the longest request, then the oldest; group 0 is being written by then."""
+    pool, engines = make_pool("a", order=order, concurrency="fixed", max_num_seqs=1)
+    first = ask(pool, seed=0, requested_words=10)
+    await settle()
+    words_and_rounds = [(500, 1), (100, 1), (50, 0), (60, 0), (100, 1)]
+    calls = [ask(pool, seed=s, requested_words=w, round_index=r) for s, (w, r) in enumerate(words_and_rounds, start=1)]
+    for _ in range(6):
+        await settle()
+        engines["a"].end_all()
+    await asyncio.gather(first, *calls)
+    assert prompts(engines["a"]) == expected
 
 
-async def test_a_replica_that_does_not_answer_is_named(worker: RolloutWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.pool.MARGIN_S", -4.9)
-    await worker.engine.pause()
-    pool = RolloutPool([worker.stream], 5.0)
-    with pytest.raises(WaitTimeoutError, match=r"waited 0\.1 s for rollout replica 0 to answer and gave up"):
-        await collect(pool.stream(RolloutRequest([1], 2, 0)))
-    await worker.engine.resume()
-    assert len(await collect(pool.stream(RolloutRequest([1], 2, 0, max_tokens=4)))) == 2
+async def test_a_group_is_sent_together_as_far_as_there_is_room() -> None:
+    pool, engines = make_pool("a", "b", concurrency="fixed", max_num_seqs=3)
+    first, second = ask(pool, 4, seed=10), ask(pool, 4, seed=20, temperature=0.5, max_tokens=9)
+    await settle()
+    assert engines["a"].sent() == [[(0, 0, 0), (1, 0, 0), (2, 0, 0)]]
+    assert engines["b"].sent() == [[(3, 0, 0)], [(0, 0, 0), (1, 0, 0)]]
+    request = engines["b"].requests[1]
+    assert (request.prompt_token_ids, request.temperature, request.max_tokens) == ((1, 2), 0.5, 9)
+    assert [t.seed for t in request.tasks] == [20, 21]
+    engines["a"].end(*engines["a"].writing[0])
+    await settle()
+    assert engines["a"].sent()[1:] == [[(2, 0, 0)]]
+    for _ in range(2):
+        engines["a"].end_all()
+        engines["b"].end_all()
+        await settle()
+    assert [len(texts) for texts in await asyncio.gather(first, second)] == [4, 4]
 
 
-async def test_a_looping_sample_ends_early() -> None:
-    """Tokens 2 and 3 follow each other for ever; with equal logits texts go on at random."""
-    logits = torch.zeros(8, 8)
-    logits[2, 3] = logits[3, 2] = 100.0
-    logits[:, 0] = -100.0
-    rule = RepetitionRule(max_pattern_tokens=8, min_repeats=3, min_looping_tokens=12, check_every_tokens=1)
-    settings = EngineSettings(
-        model_path="", dtype="float32", max_length_tokens=64, max_num_seqs=8, temperature=1.0, top_p=1.0,
-        max_tokens=60, stop="", repetition_stop=rule,
-    )  # fmt: skip
-    worker = RolloutWorker(TinyEngine(settings, logits), (), 1000)
-    await worker.start()
-    texts = await collect(RolloutPool([worker.stream], 5.0).stream(RolloutRequest([2], 2, seed=1)))
-    for text in texts:
-        assert text.finish_reason == "repetition"
-        assert text.token_ids.tolist() == [3, 2] * 6  # 12 tokens of a pattern of 4, three times
-        assert [(s.start, s.stop) for s in text.version_spans] == [(0, 12)]
-    logits[2, 3] = logits[3, 2] = 0.0
-    free = RolloutWorker(TinyEngine(settings, logits), (), 1000)
-    await free.start()
-    texts = await collect(RolloutPool([free.stream], 5.0).stream(RolloutRequest([2], 2, seed=1)))
-    assert [(t.finish_reason, t.num_tokens) for t in texts] == [("length", 60)] * 2
+async def test_the_cache_decides_how_much_runs_at_once() -> None:
+    """Of 1,000 tokens 500 may be in use. A sample counts 59.3: a fourth of its prompt of 2, and 0.6 of 98 to come."""
+    pool, engines = make_pool("a", cache_target=0.5, max_num_seqs=64)
+    pool.observe("a", load())
+    calls = [ask(pool, 4, seed=s * 10, max_tokens=98) for s in range(3)]
+    await settle()
+    assert [len(tasks) for tasks in engines["a"].sent()] == [4, 4]
+    for _ in range(12):
+        engines["a"].end_all(98)
+        await settle()
+    await asyncio.gather(*calls)
+
+
+async def test_what_is_next_is_not_overtaken_by_what_would_fit() -> None:
+    pool, engines = make_pool("a", cache_target=0.5, order="first_come")
+    pool.observe("a", load())
+    calls = [ask(pool, seed=s, max_tokens=most) for s, most in enumerate((700, 600, 20))]
+    await settle()
+    assert prompts(engines["a"]) == [0]
+    engines["a"].end_all()
+    await settle()
+    assert prompts(engines["a"]) == [0, 1, 2]
+    engines["a"].end_all()
+    await asyncio.gather(*calls)
+
+
+async def test_an_engine_without_samples_takes_one_whatever_is_expected() -> None:
+    pool, engines = make_pool("a", cache_target=0.5)
+    pool.observe("a", load(cache_usage=1.0, cache_tokens=10))
+    call = ask(pool, 3, max_tokens=1000)
+    for number in range(1, 4):
+        await settle()
+        assert [len(tasks) for tasks in engines["a"].sent()] == [1] * number
+        engines["a"].end_all()
+    assert len(await call) == 3
+
+
+async def test_without_an_engine_a_group_waits_for_one_until_its_time_is_over() -> None:
+    pool, _ = make_pool(timeout_s=0.2)
+    expected = r"waited 0\.2 s for 2 of 2 samples of a prompt \(2 to be sent, but no rollout engine is there\)"
+    with pytest.raises(WaitTimeoutError, match=expected):
+        await ask(pool, 2)
+    pool, _ = make_pool("a")
+    call = ask(pool, 2)
+    await settle()
+    pool.lose_worker("a", "gone")
+    await settle()
+    late = HandEngine()
+    pool.add_worker("late", late.stream)
+    await settle()
+    late.end_all()
+    assert len(await call) == 2
+
+
+async def test_a_group_that_is_too_late_says_what_it_waits_for() -> None:
+    pool, engines = make_pool("a", timeout_s=0.2, concurrency="fixed", max_num_seqs=2)
+    expected = r"for 3 of 4 samples of a prompt \(1 from rollout engine a, 2 to be sent to a rollout engine with room, "
+    call = ask(pool, 4)
+    await settle()
+    pool._dispatcher.workers["a"].draining = True
+    engines["a"].end(engines["a"].calls[0], 0)
+    with pytest.raises(WaitTimeoutError, match=expected + r"there are a\) and gave up"):
+        await call
+    assert engines["a"].calls == []
+    assert engines["a"].timeouts_s[0] == pytest.approx(30.2, abs=0.1)
+
+
+async def test_samples_come_as_they_end_and_an_early_end_leaves_nothing_running() -> None:
+    pool, engines = make_pool("a")
+    before = asyncio.all_tasks()
+    stream = pool.stream(RolloutRequest([1], 3, 0))
+    first = asyncio.create_task(anext(stream))
+    await settle()
+    engines["a"].end(engines["a"].calls[0], 2)
+    assert (await first)[0] == 2
+    await stream.aclose()
+    assert engines["a"].calls == [] and asyncio.all_tasks() == before
+    assert pool.metrics()["dispatch/queue"] == 0
+
+
+async def test_a_group_that_is_given_up_as_it_is_sent_leaves_nothing_behind() -> None:
+    """Its stream is cancelled before it has begun."""
+    pool, engines = make_pool("a")
+    before = asyncio.all_tasks()
+    call = asyncio.create_task(anext(pool.stream(RolloutRequest([1], 2, 0))))
+    await asyncio.sleep(0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await settle()
+    assert engines["a"].requests == [] and asyncio.all_tasks() == before
+    assert pool._dispatcher.workers["a"].sendings == set()
+
+
+async def test_closing_tells_whoever_waits() -> None:
+    pool, engines = make_pool("a")
+    before = asyncio.all_tasks()
+    call = ask(pool, 2)
+    await settle()
+    await pool.close()
+    with pytest.raises(InfrastructureError, match="the rollout pool was closed"):
+        await call
+    with pytest.raises(InfrastructureError, match="the rollout pool was closed"):
+        await ask(pool)
+    assert engines["a"].calls == [] and asyncio.all_tasks() == before
+
+
+async def test_metrics_count_since_they_were_asked_for() -> None:
+    pool, engines = make_pool("a", "b", concurrency="fixed", max_num_seqs=1)
+    pool.observe("a", load(cache_usage=0.5, num_preemptions=2))
+    pool.observe("b", load(cache_usage=0.25))
+    pool.observe("a", load(cache_usage=0.5, num_preemptions=5))
+    pool.observe("gone", load(num_preemptions=9))
+    calls = [ask(pool, 3)]
+    await settle()
+    found = pool.metrics()
+    expected = {"engines": 2, "queue": 1, "open": 2, "preemptions": 5, "cache_usage": 0.375, "redispatched": 0}
+    assert {key: found[f"dispatch/{key}"] for key in expected} == expected
+    assert 0 <= found["dispatch/wait_s"] <= found["dispatch/wait_max_s"]
+    assert "rollout/sample_s_max" not in found
+    for _ in range(3):
+        engines["a"].end_all()
+        engines["b"].end_all()
+        await settle()
+    await asyncio.gather(*calls)
+    found = pool.metrics()
+    assert found["dispatch/preemptions"] == found["dispatch/queue"] == found["dispatch/open"] == 0
+    tail = [found[f"rollout/sample_s_{key}"] for key in ("p50", "p95", "max")]
+    assert all(a <= b for a, b in pairwise([0.0, *tail]))
