@@ -55,8 +55,8 @@ def summarise_evaluation(groups: Sequence[Group], active: Sequence[str], weights
     Names: each reward component present; `total`, a sample's mean of its active rewards weighted by `weights`
     (over those that it has: one that abstains leaves the rest to decide, one that failed leaves no total);
     `mean_words` in words; the shares `in_range` (of samples with a range), `well_formed`, `truncated` (cut by the
-    token limit); and the scorer's `measures`, with `distinct_1` and `distinct_2` taken from the answer where the
-    scorer gave none.
+    token limit or their deadline); and the scorer's `measures`, with `distinct_1` and `distinct_2` taken from the
+    answer where the scorer gave none.
 
     Raises ValueError on two groups of one prompt and on a group without samples.
     """
@@ -124,7 +124,7 @@ def _sample_numbers(sample: Sample, active: Sequence[str], weights: Mapping[str,
             row[f"distinct_{n}"] = distinct_n(text, n)
     row["mean_words"] = float(sample.num_words)
     row["well_formed"] = float(sample.parsed.well_formed)
-    row["truncated"] = float(sample.completion.finish_reason == "length")
+    row["truncated"] = float(sample.completion.finish_reason in ("length", "abort"))
     if sample.prompt.length_range is not None:
         low, high = sample.prompt.length_range
         row["in_range"] = float(low <= sample.num_words <= high)

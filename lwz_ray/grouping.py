@@ -35,14 +35,23 @@ class GroupMaker:
         self._encoder = encoder
         self._template = template
 
-    async def make(self, prompt: Prompt, group_id: int, num_samples: int, seed: int) -> MadeGroup:
-        """Return the scored group; the same seed on the same weights gives the same texts."""
+    async def make(self, prompt: Prompt, group_id: int, num_samples: int, seed: int, round_index: int = 0) -> MadeGroup:
+        """Return the scored group; the same seed on the same weights gives the same texts.
+
+        round_index: the training round that the group is for; lower ones are written first.
+        """
         started = time.monotonic()
         prompt_token_ids = self._encoder.encode(prompt)
         scoring = self._scorer.open(prompt, num_samples)
         try:
-            stream = self._rollouts.stream(RolloutRequest(prompt_token_ids.tolist(), num_samples, seed))
-            async with contextlib.aclosing(stream) as ended:
+            request = RolloutRequest(
+                prompt_token_ids.tolist(),
+                num_samples,
+                seed,
+                requested_words=prompt.length_range[1] if prompt.length_range else 0,
+                round_index=round_index,
+            )
+            async with contextlib.aclosing(self._rollouts.stream(request)) as ended:
                 async for index, completion in ended:
                     scoring.add(self._sample(prompt, prompt_token_ids, group_id, index, completion))
             generated = time.monotonic()

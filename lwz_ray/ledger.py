@@ -3,13 +3,15 @@
     admit ──▶ in flight ──▶ ready ──▶ trained
                   └────────────┴────▶ dropped[reason]
 
-Capacity bounds staleness before work starts: round r (the r-th training step) may use groups admitted since round
-r - max_staleness, so at most (rounds + 1 + max_staleness) * groups_per_step groups that were not dropped are admitted.
+Capacity bounds staleness before work starts; `lwz_ray/staleness.py` has the formula. So that a batch can be chosen by
+it, the ledger keeps the policy version that each group in flight started at.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from lwz_ray.staleness import capacity
 
 
 class LedgerError(RuntimeError):
@@ -23,11 +25,12 @@ class Ledger:
         self._groups_per_step = groups_per_step
         self._max_staleness = max_staleness
         self.rounds = 0
-        """Training steps whose weights are published."""
+        """Training steps whose weights every engine serves."""
         self.admitted = 0
         self.trained = 0
         self.dropped: Counter[str] = Counter()
         self._open: dict[int, str] = {}
+        self._starts: dict[int, int] = {}
 
     @property
     def in_flight(self) -> int:
@@ -42,43 +45,53 @@ class Ledger:
     @property
     def capacity(self) -> int:
         """How many groups may be admitted now."""
-        limit = (self.rounds + 1 + self._max_staleness) * self._groups_per_step
-        return max(0, limit - self.kept)
+        return capacity(self.rounds, self.kept, self._groups_per_step, self._max_staleness)
 
     @property
     def open_groups(self) -> list[int]:
         """Ids of the groups in flight, in order."""
         return sorted(self._open)
 
-    def admit(self, group_id: int) -> None:
+    @property
+    def starts(self) -> Mapping[int, int]:
+        """Group in flight -> policy version it started at; being made: at least this one."""
+        return self._starts
+
+    def admit(self, group_id: int, start: int) -> None:
+        """start: the policy version that every engine serves at least."""
         if group_id in self._open:
             raise LedgerError(f"group {group_id} is admitted already")
         if self.capacity == 0:
             raise LedgerError(f"group {group_id} exceeds the capacity: {self.as_dict()}")
-        self._open[group_id] = "making"
+        self._open[group_id], self._starts[group_id] = "making", start
         self.admitted += 1
 
-    def ready(self, group_id: int) -> None:
-        """The group is generated and scored."""
+    def ready(self, group_id: int, start: int) -> None:
+        """The group is generated and scored. start: the version that wrote its oldest token."""
         self._expect(group_id, "making")
-        self._open[group_id] = "ready"
+        if start < self._starts[group_id]:
+            raise LedgerError(
+                f"group {group_id} was begun by an engine with policy version {start}, but was admitted when every "
+                f"engine served version {self._starts[group_id]}"
+            )
+        self._open[group_id], self._starts[group_id] = "ready", start
 
     def train(self, group_ids: Iterable[int]) -> None:
         """The groups' optimizer steps are taken."""
         for group_id in group_ids:
             self._expect(group_id, "ready")
-            del self._open[group_id]
+            del self._open[group_id], self._starts[group_id]
             self.trained += 1
 
     def drop(self, group_id: int, reason: str) -> None:
         """Give a group up; its place may be taken by another."""
         if group_id not in self._open:
             raise LedgerError(f"group {group_id} is not in flight, cannot drop it as {reason}")
-        del self._open[group_id]
+        del self._open[group_id], self._starts[group_id]
         self.dropped[reason] += 1
 
     def open_round(self) -> None:
-        """A step's weights are published: the next round's groups may be admitted."""
+        """Every engine serves a step's weights: the next round's groups may be admitted."""
         self.rounds += 1
 
     def check(self) -> None:
@@ -96,11 +109,12 @@ class Ledger:
             "in_flight": self.in_flight,
         }
 
-    def restore(self, state: dict[str, Any], making: Iterable[int], ready: Iterable[int]) -> None:
-        """Go back to a checkpoint: `making` groups are made again, `ready` ones lie in the restored buffer."""
+    def restore(self, state: dict[str, Any], making: Mapping[int, int], ready: Mapping[int, int]) -> None:
+        """Go back to a checkpoint. making, ready: group -> start; the former are made again, the latter are there."""
         self.rounds, self.admitted, self.trained = state["rounds"], state["admitted"], state["trained"]
         self.dropped = Counter(state["dropped"])
         self._open = {**dict.fromkeys(making, "making"), **dict.fromkeys(ready, "ready")}
+        self._starts = {**making, **ready}
         self.check()
 
     def _expect(self, group_id: int, state: str) -> None:

@@ -45,10 +45,7 @@ class PolicyUpdate:
         self._critic_steps = SkippedSteps(cap, "the critic, whose rate is critic.lr")
 
     async def take(self, groups: Sequence[Group], step: int, policy_version: int) -> Update:
-        """Train on a batch. step: training steps done; policy_version: the one being trained.
-
-        Raises InfrastructureError after too many optimizer steps in a row that were not finite.
-        """
+        """Train on a batch. step: training steps done; policy_version: the one being trained."""
         config = self._config
         facts = await self._annotate(groups) if config.algorithm.needs_annotation else None
         credits = assign_credit(groups, facts, config)
@@ -58,6 +55,11 @@ class PolicyUpdate:
         result = await self._train(minibatches, step)
         result = replace(result, metrics={**result.metrics, **credit_metrics(groups, facts, config)})
         return Update(result, [c.mean_advantage for row in credits for c in row])
+
+    def check(self) -> None:
+        """Raise BudgetExceededError after too many optimizer steps in a row that were not finite."""
+        self._policy_steps.check()
+        self._critic_steps.check()
 
     async def refresh_reference(self, step: int) -> None:
         """Make the present policy the reference, every `reference_refresh_steps` steps. step: training steps done."""

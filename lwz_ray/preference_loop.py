@@ -73,10 +73,14 @@ class PreferenceLoop:
         return self._kept.get(name)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Train until `steps` are done; leaves a checkpoint of the last step, also when stopped."""
-        while self.progress.step < self.config.steps and not stop.is_set():
+        """Train until `steps` are done; leaves a checkpoint of the last step, also when stopped.
+
+        Raises BudgetExceededError after that checkpoint where too many steps in a row were not finite.
+        """
+        while self.progress.step < self.config.steps and not stop.is_set() and not self._skipped.exceeded:
             await self._step()
         await self._save()
+        self._skipped.check()
 
     async def _step(self) -> None:
         started = time.monotonic()
@@ -99,7 +103,7 @@ class PreferenceLoop:
             await self._save()
 
     def _count(self, result: StepResult, num_pairs: int) -> None:
-        """Count the step; fail after too many non-finite ones in a row."""
+        """Count the step."""
         progress = self.progress
         progress.step += 1
         progress.optimizer_steps += result.optimizer_steps

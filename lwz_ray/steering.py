@@ -66,5 +66,5 @@ def teaches_nothing(group: Group, config: Config) -> bool:
 
 
 def is_masked(sample: Sample, algorithm: AlgorithmConfig) -> bool:
-    """Tell whether a sample is left out of the loss because the token limit cut it off."""
-    return algorithm.truncated == "mask" and sample.completion.finish_reason == "length"
+    """Tell whether a sample is left out of the loss because the token limit or its deadline cut it off."""
+    return algorithm.truncated == "mask" and sample.completion.finish_reason in ("length", "abort")

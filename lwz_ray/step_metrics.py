@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lwz_ray.advantages import has_spread
+from lwz_ray.batching import versions_of
 from lwz_ray.errors import RewardFailure
 from lwz_ray.grouping import MadeGroup
 from lwz_ray.records import Sample
@@ -20,10 +21,13 @@ def group_metrics(made: Sequence[MadeGroup], weights: dict[str, float], max_toke
     """
     samples = [s for m in made for s in m.group.samples]
     completions = [s.completion for s in samples]
+    tokens = np.asarray([c.num_tokens for c in completions])
     out = {
         "rollout/mean_words": float(np.mean([s.num_words for s in samples])),
-        "rollout/tokens": float(sum(c.num_tokens for c in completions)),
+        "rollout/tokens": float(tokens.sum()),
+        "rollout/tail_ratio": float(tokens.max() / max(np.median(tokens), 1.0)),
         "rollout/truncated": float(np.mean([c.finish_reason == "length" for c in completions])),
+        "rollout/cut_by_deadline": float(np.mean([c.finish_reason == "abort" for c in completions])),
         "rollout/looped": float(np.mean([c.finish_reason == "repetition" for c in completions])),
         "rollout/tokens_saved": float(
             sum(max_tokens - c.num_tokens for c in completions if c.finish_reason == "repetition")
@@ -31,7 +35,10 @@ def group_metrics(made: Sequence[MadeGroup], weights: dict[str, float], max_toke
         "rollout/well_formed": float(np.mean([s.parsed.well_formed for s in samples])),
         "staleness/mean": float(np.mean([m.staleness for m in made])),
         "staleness/max": float(max(m.staleness for m in made)),
+        "staleness/token_mean": float(sum(_token_ages(m).sum() for m in made) / max(tokens.sum(), 1)),
+        "staleness/mixed": float(np.mean([c.policy_version_min < c.policy_version_max for c in completions])),
         "time/generate_s": float(np.mean([m.generate_s for m in made])),
+        "time/generate_max_s": max(m.generate_s for m in made),
         "time/score_s": float(np.mean([m.score_s for m in made])),
     }
     # `num_words` is `rollout/mean_words` already.
@@ -41,6 +48,12 @@ def group_metrics(made: Sequence[MadeGroup], weights: dict[str, float], max_toke
     if ranged:
         out["rollout/in_range"] = float(np.mean([low <= n <= high for n, (low, high) in ranged]))
     return out | _length_metrics(samples) | _reward_metrics(made, weights)
+
+
+def _token_ages(made: MadeGroup) -> np.ndarray:
+    """Return the age of every completion token at the version being trained, int64 [num_completion_tokens]."""
+    trained = made.group.policy_version_min + made.staleness
+    return trained - np.concatenate([versions_of(s) for s in made.group.samples])
 
 
 def length_bucket(high: int) -> str:

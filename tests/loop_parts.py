@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.dispatch import DispatchSettings
 from actors.engine import EngineSettings
 from actors.pool import RolloutPool
 from actors.repetition_stop import RepetitionRule
@@ -21,6 +22,7 @@ from learners.critic_objective import CriticObjective
 from learners.policy_objective import PolicyObjective
 from lwz_ray.config import Config
 from lwz_ray.errors import RewardFailure
+from lwz_ray.failures import FailureLog
 from lwz_ray.grouping import GroupMaker, group_seed
 from lwz_ray.loop import Parts, TrainingLoop
 from lwz_ray.protocols import GroupScoring, Rollouts, Scorer
@@ -63,22 +65,35 @@ class WordEncoder:
 
 @dataclass
 class StagedSync:
-    """Publishes through staged buckets, as the learners' host does."""
+    """Stages buckets as the learners' host does, and loads them into the engine."""
 
     learner: TableLearner
     worker: RolloutWorker
     staging: StagingFolder
     published: list[int] = field(default_factory=list)
-    on_publish: Callable[[int], None] = lambda version: None
+    on_stage: Callable[[int], None] = lambda version: None
+    load_until: Callable[[], bool] = lambda: True
+    """A load begins no earlier than this holds."""
+    _paths: list[str] = field(default_factory=list)
 
-    async def publish(self, policy_version: int) -> dict[str, float]:
-        self.on_publish(policy_version)
+    async def stage(self, policy_version: int) -> dict[str, float]:
+        self.on_stage(policy_version)
         weights = [(TinyEngine.TENSOR, self.learner.logits.detach())]
-        paths = [self.staging.write(b) for b in pack_buckets(weights, policy_version, 1000)]
-        pause_s = await self.worker.update(policy_version, paths, 5.0)
+        self._paths = [self.staging.write(b) for b in pack_buckets(weights, policy_version, 1000)]
+        return {"weights/stage_s": 0.25}
+
+    async def load(self, policy_version: int) -> dict[str, float]:
+        await until(self.load_until)
+        pause_s = await self.worker.update(policy_version, self._paths, 5.0)
         self.staging.clear()
         self.published.append(policy_version)
         return {"weights/pause_s": pause_s}
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for plain state that sets no event."""
+    while not condition():  # noqa: ASYNC110 - see above
+        await asyncio.sleep(0.001)
 
 
 @dataclass
@@ -152,6 +167,35 @@ class SlowRollouts:
             yield item
 
 
+def hold_group(config: Config, group_id: int) -> tuple[list[SlowRollouts], Callable[[Rollouts], SlowRollouts]]:
+    """Return a list that gets the rollouts which hold one group back, and what makes them."""
+    slow: list[SlowRollouts] = []
+
+    def wrap(inner: Rollouts) -> SlowRollouts:
+        slow.append(SlowRollouts(inner, config.seed, group_id))
+        return slow[0]
+
+    return slow, wrap
+
+
+class FailingRollouts:
+    """Raises in the groups, counted from 0 as they are asked for, that `error` returns one for."""
+
+    def __init__(self, inner: Rollouts, error: Callable[[int], Exception | None]) -> None:
+        self._inner, self._error, self._asked = inner, error, 0
+
+    @classmethod
+    def of(cls, error: Callable[[int], Exception | None]) -> Callable[[Rollouts], Rollouts]:
+        return lambda inner: cls(inner, error)
+
+    async def stream(self, request: RolloutRequest) -> CompletionStream:
+        self._asked += 1
+        if error := self._error(self._asked - 1):
+            raise error
+        async for item in self._inner.stream(request):
+            yield item
+
+
 @dataclass
 class System:
     """Everything that a test looks at."""
@@ -165,6 +209,17 @@ class System:
     records: Records
     store: CheckpointStore
     evaluated: list[int]
+    failures: FailureLog
+
+    def buffered(self) -> list[int]:
+        """Return the groups that are ready and not taken."""
+        making = self.loop.state()["making"]
+        return [i for i in self.loop.ledger.open_groups if i not in making]
+
+    async def publish(self) -> None:
+        """Give the engine the learner's weights, as whoever goes back to a checkpoint does."""
+        await self.weights.stage(self.loop.progress.policy_version)
+        await self.weights.load(self.loop.progress.policy_version)
 
     async def run(self, stop: asyncio.Event | None = None) -> None:
         """Run the loop, never longer than a test may take."""
@@ -177,6 +232,7 @@ async def make_system(
     engine: type[TinyEngine] = TinyEngine,
     rollouts: Callable[[Rollouts], Rollouts] = lambda r: r,
     lr: float = 0.3,
+    failures: FailureLog | None = None,
 ) -> System:
     """Return a started system whose files lie below `config.run.dir`."""
     folder = Path(config.run.dir)
@@ -195,7 +251,8 @@ async def make_system(
     critic = None
     if config.algorithm.uses_critic:
         critic = TableLearner(BigramValues(), CriticObjective(config.critic.value_clip), lr)
-    pool = RolloutPool([worker.stream], 5.0)
+    pool = RolloutPool(config.actors.request_timeout_s, DispatchSettings.of(config))
+    pool.add_worker("rollout-0", worker.stream)
     encoder: Any = WordEncoder()
     maker = GroupMaker(rollouts(pool), scorer or RewardSet(config.rewards), encoder, config.template)
     weights = StagedSync(learner, worker, StagingFolder((str(folder),), 1000))
@@ -207,5 +264,7 @@ async def make_system(
         evaluated.append(step)
         return {"total": 0.5}
 
-    loop = TrainingLoop(config, PROMPTS, Parts(maker, learner, weights, records, store, evaluate, critic=critic))
-    return System(config, loop, learner, critic, worker, weights, records, store, evaluated)
+    failures = failures or FailureLog({})
+    parts = Parts(maker, learner, weights, records, store, evaluate, critic=critic, failures=failures)
+    loop = TrainingLoop(config, PROMPTS, parts)
+    return System(config, loop, learner, critic, worker, weights, records, store, evaluated, failures)

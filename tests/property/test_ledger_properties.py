@@ -31,7 +31,7 @@ class Account(RuleBasedStateMachine):
     @precondition(lambda self: self.ledger.capacity > 0)
     @rule()
     def admit(self) -> None:
-        self.ledger.admit(self.next_group)
+        self.ledger.admit(self.next_group, self.ledger.rounds)
         self.move(self.next_group, "making")
         self.next_group += 1
 
@@ -39,7 +39,7 @@ class Account(RuleBasedStateMachine):
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
         group_id = data.draw(st.sampled_from(self.groups("making")))
-        self.ledger.ready(group_id)
+        self.ledger.ready(group_id, data.draw(st.integers(self.ledger.starts[group_id], self.ledger.rounds)))
         self.move(group_id, "ready")
 
     @precondition(lambda self: self.groups("making") + self.groups("ready"))
@@ -70,7 +70,8 @@ class Account(RuleBasedStateMachine):
         assert self.saved is not None
         account, self.history, self.state = self.saved[0], list(self.saved[1]), dict(self.saved[2])
         self.ledger = Ledger(*self.shape)
-        self.ledger.restore(json.loads(account), self.groups("making"), self.groups("ready"))
+        making, ready = (dict.fromkeys(self.groups(s), 0) for s in ("making", "ready"))
+        self.ledger.restore(json.loads(account), making, ready)
         assert json.dumps(self.ledger.as_dict()) == account
         self.next_group = len(self.state)
 
@@ -81,6 +82,7 @@ class Account(RuleBasedStateMachine):
         assert [self.ledger.trained, sum(self.ledger.dropped.values())] == counts
         assert self.ledger.admitted == len(self.state) == sum(counts) + self.ledger.in_flight
         assert self.ledger.open_groups == sorted(self.groups("making") + self.groups("ready"))
+        assert self.ledger.open_groups == sorted(self.ledger.starts)
 
     @invariant()
     def capacity_is_never_exceeded(self) -> None:

@@ -10,7 +10,7 @@ from lwz_ray.batching import minibatches_of, train_sample, unlabelled_sample
 from lwz_ray.credit import Credit
 from lwz_ray.errors import RewardFailure
 from lwz_ray.records import Completion, FinishReason, Group, ParsedText, Prompt, Sample, TokenFacts, VersionSpan
-from lwz_ray.steering import failed_component, reward_arrays
+from lwz_ray.steering import failed_component, is_masked, reward_arrays
 from tests.algorithms import algorithm
 
 PROMPT = Prompt("p", "Write.", "en", None, 0)
@@ -147,3 +147,9 @@ def test_facts_go_with_their_samples() -> None:
     found = [[s.facts.old_logprobs[0] for s in m if s.facts and s.facts.old_logprobs is not None] for m in minibatches]
     assert found == [[4.0, 2.0], [2.0, 8.0]]
     assert [s.token_ages.tolist() for m in minibatches for s in m if s.token_ages is not None][1] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(("finish", "out"), [("stop", False), ("repetition", False), ("length", True), ("abort", True)])
+def test_samples_cut_by_the_limit_or_their_deadline_can_be_left_out(finish: Any, out: bool) -> None:
+    assert is_masked(sample(3, {}, finish), algorithm(truncated="mask")) is out
+    assert not is_masked(sample(3, {}, finish), algorithm(truncated="train"))

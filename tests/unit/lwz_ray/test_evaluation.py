@@ -48,6 +48,11 @@ def group(*samples: Sample) -> Group:
     return Group(samples[0].group_id, samples[0].prompt, tuple(samples))
 
 
+def test_a_sample_cut_by_its_deadline_is_truncated():
+    result = summarise_evaluation([group(*(sample({}, finish=f) for f in ("abort", "length", "stop", "stop")))], (), {})
+    assert result.numbers["truncated"] == 0.5
+
+
 def test_means_over_samples_first_and_prompts_second():
     groups = [
         group(sample({"length": 0.0, "format": 1.0}, index=1, words=20, finish="length", well=False)),

@@ -34,6 +34,7 @@ class Journal:
 
     async def stream(self, request: RolloutRequest) -> CompletionStream:
         self.events.append(f"ask {list(request.prompt_token_ids)} {request.num_samples} {request.seed}")
+        self.asked = request
         try:
             for i, index in enumerate(self._order):
                 waiting = self._before(i)
@@ -112,3 +113,12 @@ async def test_a_cancelled_group_ends_both(template: TemplateConfig) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert journal.events[2:] == ["end 0", "add 0", "closed", "cancel"]
+
+
+async def test_a_request_says_its_length_and_its_round(template: TemplateConfig) -> None:
+    journal, encoder = Journal([0, 1]), WordEncoder()
+    maker: Any = GroupMaker(journal, journal, encoder, template)  # type: ignore[arg-type]
+    await maker.make(PROMPT, 9, 2, seed=4, round_index=6)
+    assert (journal.asked.requested_words, journal.asked.round_index) == (3, 6)
+    await maker.make(Prompt("q", "Write.", "en", None, 0), 9, 2, seed=4)
+    assert (journal.asked.requested_words, journal.asked.round_index) == (0, 0)

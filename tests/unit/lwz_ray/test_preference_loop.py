@@ -124,6 +124,7 @@ async def test_steps_that_are_not_finite_end_the_run(tmp_path: Path):
     with pytest.raises(InfrastructureError, match="3 optimizer steps in a row had a loss or gradient"):
         await loop.run(asyncio.Event())
     assert (loop.progress.skipped_steps, loop.progress.policy_version) == (3, 0)
+    assert list(recorder.saved) == [3] and recorder.lines[-1]["step"] == 3
 
 
 async def test_a_run_stopped_before_its_first_step_leaves_no_checkpoint(tmp_path: Path):

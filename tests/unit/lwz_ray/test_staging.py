@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -11,7 +12,15 @@ import pytest
 import torch
 
 from lwz_ray.errors import InfrastructureError
-from lwz_ray.staging import PREFIX, StagingFolder, read_staged, sweep
+from lwz_ray.staging import (
+    PREFIX,
+    StagedVersions,
+    StagingFolder,
+    check_one_version,
+    read_bucket,
+    read_staged,
+    sweep,
+)
 from lwz_ray.weights import Bucket, CorruptBucketError, pack_buckets
 
 
@@ -44,6 +53,65 @@ def test_clear_keeps_the_folder_and_remove_takes_it(tmp_path: Path) -> None:
     folder.write(bucket(4))
     folder.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def files(parent: Path) -> list[str]:
+    """Return the staged files below a folder, by the folder of their version and their own name."""
+    return sorted(f"{p.parent.name}/{p.name}" for p in parent.rglob("v*.bin"))
+
+
+def test_two_versions_are_held_until_the_newer_is_everywhere(tmp_path: Path) -> None:
+    versions = StagedVersions((str(tmp_path),), 100)
+    first = versions.stage(3, [bucket(3)])
+    assert (first.policy_version, first.num_bytes) == (3, 30)
+    second = versions.stage(4, [bucket(4)])
+    assert files(tmp_path) == ["staged-000001/v000003_00000.bin", "staged-000002/v000004_00000.bin"]
+    assert read_bucket(first.header_paths[0]).header.policy_version == 3
+    versions.drop_older()
+    assert files(tmp_path) == ["staged-000002/v000004_00000.bin"]
+    versions.drop_older()
+    assert dict(read_staged(second.header_paths[0]))["b"].tolist() == [1.0, 1.0, 1.0]
+    versions.stage(5, [bucket(5)])
+    versions.stage(6, [bucket(6)])  # version 4 was never dropped: staging does it
+    assert files(tmp_path) == ["staged-000003/v000005_00000.bin", "staged-000004/v000006_00000.bin"]
+    versions.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_version_that_is_staged_again_leaves_the_first_alone(tmp_path: Path) -> None:
+    versions = StagedVersions((str(tmp_path),), 100)
+    first, again = (versions.stage(3, [bucket(3)]).header_paths for _ in range(2))
+    assert set(first).isdisjoint(again) and all(Path(p).is_file() for p in (*first, *again))
+
+
+def test_what_is_staged_in_part_is_deleted_and_the_last_version_stays(tmp_path: Path) -> None:
+    versions = StagedVersions((str(tmp_path),), 100)
+    kept = versions.stage(3, [bucket(3)])
+
+    def breaks_off() -> Iterator[Bucket]:
+        yield bucket(4)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InfrastructureError, match=r"policy version 4 could not be staged in .*No space left on device"):
+        versions.stage(4, breaks_off())
+    assert files(tmp_path) == ["staged-000001/v000003_00000.bin"]
+    versions.drop_older()
+    assert Path(kept.header_paths[0]).is_file()
+
+
+def test_room_for_two_versions_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(InfrastructureError, match="no folder can stage 2199023255552 MiB of weights"):
+        StagedVersions((str(tmp_path),), 2**60)
+
+
+def test_an_update_holds_every_bucket_of_one_version(tmp_path: Path) -> None:
+    folder = StagingFolder((str(tmp_path),), 100)
+    three, four = folder.write(bucket(3)), folder.write(bucket(4))
+    first, second = (folder.write(b) for b in pack_buckets([("a", torch.ones(9)), ("b", torch.ones(9))], 5, 36))
+    check_one_version([first, second])
+    for mixed in ([three, four], [second, first], [second], [first, first]):
+        with pytest.raises(ValueError, match="buckets of an update are out of order or mixed"):
+            check_one_version(mixed)
 
 
 def test_damage_on_the_way_is_noticed(tmp_path: Path) -> None:

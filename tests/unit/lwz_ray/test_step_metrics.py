@@ -43,7 +43,9 @@ def test_every_number(groups: list[MadeGroup]) -> None:
         {
             "rollout/mean_words": 5.0,
             "rollout/tokens": 36.0,
+            "rollout/tail_ratio": 12 / 9,  # of 6, 8, 10 and 12 tokens
             "rollout/truncated": 0.25,
+            "rollout/cut_by_deadline": 0.0,
             "rollout/looped": 0.0,
             "rollout/tokens_saved": 0.0,
             "rollout/well_formed": 0.75,
@@ -54,7 +56,10 @@ def test_every_number(groups: list[MadeGroup]) -> None:
             "rollout/in_range": 0.5,  # of the two with a range: 4 lies in it, 2 does not
             "staleness/mean": 0.5,
             "staleness/max": 1.0,
+            "staleness/token_mean": 20 / 36,  # the second group's tokens are one version old
+            "staleness/mixed": 0.0,
             "time/generate_s": 3.0,
+            "time/generate_max_s": 4.0,
             "time/score_s": 1.0,
             "rewards/length": 0.75,
             "rewards/length_std": 0.25,  # of the one group that has it
@@ -70,6 +75,26 @@ def test_every_number(groups: list[MadeGroup]) -> None:
             "rewards/abstained": 0.0,
         }
     )
+
+
+def test_samples_that_lived_through_updates_and_samples_that_were_cut() -> None:
+    prompt = Prompt("a", "Write.", "en", None, 0)
+    rows = []
+    for num, reason, spans in (
+        (4, "stop", [(0, 4, 6)]),
+        (30, "abort", [(0, 10, 4), (10, 30, 6)]),
+        (0, "abort", [(0, 0, 6)]),
+        (6, "stop", [(0, 6, 5)]),
+    ):
+        versions = tuple(VersionSpan(*s) for s in spans)
+        ids, logprobs = np.zeros(num, np.int32), np.zeros(num, np.float32)
+        text = Completion("x", ids, logprobs, reason, versions)  # type: ignore[arg-type]
+        rows.append(Sample(0, 0, prompt, np.zeros(1, np.int32), text, ParsedText(None, "x", True, 1.0), 1))
+    # The version being trained is 6: 10 tokens are two versions old, 6 are one.
+    metrics = group_metrics([MadeGroup(Group(0, prompt, tuple(rows)), 1.0, 1.0, staleness=2)], {}, 64)
+    names = ("staleness/token_mean", "staleness/mixed", "rollout/cut_by_deadline", "rollout/tail_ratio")
+    assert [metrics[n] for n in names] == [26 / 40, 0.25, 0.5, 6.0]
+    assert metrics["rollout/truncated"] == 0.0
 
 
 def test_a_reward_nobody_got_is_absent_not_zero(groups: list[MadeGroup]) -> None:
