@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lwz_ray.errors import WaitTimeoutError
+from lwz_ray.errors import LearnerLostError
 from lwz_ray.packing import Microbatch, split_over_ranks
 from lwz_ray.preferences import EncodedPair, PairBatch
 from lwz_ray.records import StepResult, TokenFacts, TrainSample
@@ -117,14 +117,21 @@ class LearnerGroup:
         await self._all([rank.export(folder) for rank in self._ranks], f"an export to {folder}")
 
     async def _all(self, calls: Sequence[Awaitable[Any]], what: str) -> list[Any]:
+        """Return every rank's answer; a rank that gives none in time is a LearnerLostError."""
         tasks = [asyncio.ensure_future(c) for c in calls]
-        done, waiting = await asyncio.wait(tasks, timeout=self._timeout_s, return_when=asyncio.FIRST_EXCEPTION)
-        for task in done:
-            task.result()
-        if waiting:
-            late = [i for i, t in enumerate(tasks) if t in waiting]
-            raise WaitTimeoutError(f"{what} on {self._name} ranks {late}", self._timeout_s)
-        return [t.result() for t in tasks]
+        try:
+            done, waiting = await asyncio.wait(tasks, timeout=self._timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+            if waiting:
+                late = [i for i, t in enumerate(tasks) if t in waiting]
+                raise LearnerLostError(f"waited {self._timeout_s:g} s for {what} on {self._name} ranks {late}")
+            return [t.result() for t in tasks]
+        finally:
+            # When one rank fails the others hang in a collective; nobody asks them any more.
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def scatter_facts(

@@ -84,6 +84,11 @@ def published_weights(
         yield name, tensor * scale if name.endswith(B_SUFFIX) else tensor
 
 
+def adapter_bytes(backend: Backend) -> int:
+    """Return the bytes of all adapters as `published_weights` gives them, without a transfer."""
+    return sum(4 * math.prod(shape) for name, shape in backend.weight_shapes() if f".{ADAPTER}." in name)
+
+
 def merged_weights(
     backend: Backend, settings: LearnerSettings, dtype: torch.dtype
 ) -> Iterator[tuple[str, torch.Tensor]]:

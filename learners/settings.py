@@ -31,6 +31,7 @@ class LearnerSettings:
     bucket_bytes: int
     staging_candidates: tuple[str, ...]
     staging_bytes: int
+    """Of one version of the published weights; two are held."""
     timeout_s: float
     """Of every collective and of the rendezvous."""
     seed: int

@@ -55,3 +55,7 @@ class NcclSender:
         """Publish the present weights as this version."""
         self._client.policy_version = policy_version
         self._engine.send_weights()
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._engine.shutdown()

@@ -130,14 +130,14 @@ def publication_peaks(trainer: Trainer) -> dict[str, int]:
             yield item
             del item
 
-    def write(folder: StagingFolder, bucket: Bucket) -> str:
+    def write(folder: StagingFolder, bucket: Bucket, below: str = "") -> str:
         written.append(weakref.ref(bucket.payload.base))
-        return plain_write(folder, bucket)
+        return plain_write(folder, bucket, below)
 
     with pytest.MonkeyPatch.context() as patch, StorageWatch() as streamed:
         patch.setattr(trainer.backend, "stream_weights", stream)
         patch.setattr(StagingFolder, "write", write)
-        paths = publication.stage_weights(1)
+        paths = publication.stage_weights(1).header_paths
     sizes = [json.loads(Path(path).read_text())["num_bytes"] for path in paths]
     publication.close()
     with StorageWatch() as whole:

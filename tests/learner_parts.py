@@ -128,7 +128,7 @@ def train_stage_export(rank: int, world_size: int, address: str, model: str, fol
     for lengths in ((5, 17, 2, 30, 11), (9,)):
         plan = split_over_ranks(batch(lengths), 64, world_size)
         results.append(trainer.train([plan[rank]]))
-    paths = trainer.publication.stage_weights(policy_version=2)
+    paths = trainer.publication.stage_weights(policy_version=2).header_paths
     staged = {name: tensor.clone() for path in paths for name, tensor in read_staged(path)}
     parameters = dict(trainer.backend.stream_weights(torch.float32))
     export, checkpoint = Path(folder, "export"), Path(folder, "checkpoint")

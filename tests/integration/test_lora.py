@@ -13,16 +13,18 @@ from transformers import AutoModelForCausalLM
 from actors.engine import DirtyEngineError
 from actors.worker import RolloutWorker
 from launch.compose import compose
-from launch.rooms import learner_settings
+from launch.learner_room import learner_settings
+from launch.weight_sync import StagedWeightSync
 from learners.fsdp import FsdpBackend
 from learners.trainer import Trainer
 from lwz_ray.config import Config
 from lwz_ray.packing import split_over_ranks
-from lwz_ray.records import Completion, RolloutRequest, TrainSample
+from lwz_ray.records import Completion, TrainSample
 from lwz_ray.staging import read_header
 from tests.integration.harness import complete_checkpoints, on_device, read_lines, run_words, succeed
 from tests.learner_parts import meeting_address
-from tests.rollout_parts import collect
+from tests.rollout_parts import collect, samples_of
+from tests.weight_parts import InProcess, PublishingRank
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 PROMPT_IDS = list(range(1000, 1040))
@@ -71,13 +73,13 @@ def step(trainer: Trainer, completions: list[Completion], budget: int) -> None:
 
 async def publish(worker: RolloutWorker, trainer: Trainer) -> list[str]:
     version = worker.engine.policy_version + 1
-    paths = trainer.publication.stage_weights(version)
+    paths = list(trainer.publication.stage_weights(version).header_paths)
     await worker.update(version, paths, timeout_s=60.0)
     return paths
 
 
 async def written(worker: RolloutWorker, seed: int) -> list[Completion]:
-    return await collect(worker.stream(RolloutRequest(PROMPT_IDS, 4, seed=seed), timeout_s=60.0))
+    return await collect(worker.stream(samples_of(PROMPT_IDS, 4, seed=seed), timeout_s=60.0))
 
 
 def mean_distance(folder: Path, completions: list[Completion]) -> float:
@@ -111,18 +113,32 @@ async def test_the_engine_serves_base_plus_adapters(
         assert sum(t.num_bytes for t in tensors) == RANK_16_BYTES
 
 
+async def test_an_engine_that_joins_late_serves_base_plus_adapters(
+    vllm_worker: RolloutWorker, trainer: Trainer, config: Config, tmp_path: Path
+) -> None:
+    for update in (1, 2):
+        step(trainer, await written(vllm_worker, seed=update), config.learners.microbatch_tokens)
+    rank = InProcess(PublishingRank(trainer.publication))
+    sync = StagedWeightSync([rank], "here", "auto", 60.0, lambda name, reason: pytest.fail(f"{name}: {reason}"))
+    metrics = await sync.stage(41) | await sync.stage(42)
+    assert metrics["weights/bytes"] == RANK_16_BYTES
+    assert await sync.join("late", InProcess(vllm_worker), "elsewhere") == 42
+    trainer.export(str(tmp_path))
+    assert mean_distance(tmp_path, await written(vllm_worker, seed=3)) < AGREE_NATS
+
+
 async def test_a_damaged_adapter_leaves_a_dirty_engine_until_a_whole_update(
     vllm_worker: RolloutWorker, trainer: Trainer, tmp_path: Path
 ) -> None:
     await publish(vllm_worker, trainer)
     version = vllm_worker.engine.policy_version + 1
-    paths = trainer.publication.stage_weights(version)
+    paths = list(trainer.publication.stage_weights(version).header_paths)
     damaged = Path(paths[-1]).with_suffix(".bin")
     damaged.write_bytes(bytes([damaged.read_bytes()[0] ^ 1]) + damaged.read_bytes()[1:])
     with pytest.raises(DirtyEngineError, match="checksum mismatch"):
         await vllm_worker.update(version, paths, timeout_s=60.0)
     with pytest.raises(DirtyEngineError):
-        await collect(vllm_worker.stream(RolloutRequest(PROMPT_IDS, 1, seed=1), timeout_s=0.2))
+        await collect(vllm_worker.stream(samples_of(PROMPT_IDS, 1, seed=1), timeout_s=0.2))
     await publish(vllm_worker, trainer)
     trainer.export(str(tmp_path))
     assert mean_distance(tmp_path, await written(vllm_worker, seed=4)) < AGREE_NATS

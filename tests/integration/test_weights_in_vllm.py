@@ -1,54 +1,32 @@
 """The weights in vLLM are the learner's: shown by logprobs, since a version label alone proves nothing."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import pytest_asyncio
 
+from actors.remote import RolloutActor, stream_of
 from actors.worker import RolloutWorker
 from launch.compose import compose
-from launch.rooms import learner_settings
-from learners.group import LearnerGroup
-from lwz_ray.batching import minibatches_of
+from launch.learner_room import learner_settings
+from launch.probe import probe, probe_warning
+from launch.weight_sync import StagedWeightSync
 from lwz_ray.config import Config
-from lwz_ray.credit import Credit
-from lwz_ray.records import Completion, Group, ParsedText, Prompt, RolloutRequest, Sample
-from tests.rollout_parts import collect
+from lwz_ray.records import Completion
+from tests.rank_parts import PROMPT_IDS, Ranks, load_float32, mean_distance, minibatches
+from tests.rollout_parts import collect, samples_of
+from tests.weight_parts import InProcess
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow]
-PROMPT_IDS = list(range(1000, 1040))
 AGREE_NATS = 0.005
 """A token's mean distance of vLLM (bf16) from a float32 forward: seen 0.0008 of the same weights, 0.24 of the old."""
 WORLD = 2
-
-
-class Ranks:
-    """Two learner ranks as Ray actors, and the calls of their group."""
-
-    def __init__(self, handles: list[Any], config: Config) -> None:
-        self.handles = handles
-        room = config.learners
-        ranks: list[Any] = [RankCalls(h) for h in handles]
-        self.group = LearnerGroup(ranks, room.microbatch_tokens, timeout_s=60.0)
-
-    async def stage(self, policy_version: int) -> list[str]:
-        """Return the header paths that rank 0 wrote on this host."""
-        calls = [h.stage_weights.remote(policy_version) for h in self.handles]
-        return (await asyncio.wait_for(asyncio.gather(*calls), 60.0))[0]
-
-
-class RankCalls:
-    """A LearnerActor handle as `LearnerGroup` calls it."""
-
-    def __init__(self, handle: Any) -> None:
-        self.train, self.export = handle.train.remote, handle.export.remote
-        self.save, self.load = handle.save.remote, handle.load.remote
 
 
 @pytest.fixture(scope="module")
@@ -86,51 +64,20 @@ async def ranks(ray_cluster: None, config: Config) -> AsyncIterator[Ranks]:
             ray.kill(handle)
 
 
-def as_group(completions: list[Completion]) -> Group:
-    """Wrap completions of PROMPT_IDS, whatever they say, as one group to train on."""
-    prompt = Prompt("p", "Write.", "en", None, 0)
-    parsed = ParsedText(None, None, False, 0.0)
-    ids = np.asarray(PROMPT_IDS, dtype=np.int32)
-    return Group(0, prompt, tuple(Sample(0, i, prompt, ids, c, parsed, 0) for i, c in enumerate(completions)))
-
-
-def mean_distance(model: Any, completions: list[Completion], temperature: float) -> float:
-    """Return the mean over tokens of |rollout logprob - logprob of a plain float32 forward|, in nats."""
-    import torch
-
-    distances = []
-    for completion in completions:
-        ids = torch.tensor([[*PROMPT_IDS, *completion.token_ids.tolist()]])
-        with torch.no_grad():
-            logits = model(ids).logits[0, len(PROMPT_IDS) - 1 : -1] / temperature
-        picked = torch.log_softmax(logits, dim=-1).gather(1, ids[0, len(PROMPT_IDS) :, None])[:, 0]
-        distances.append(np.abs(picked.numpy() - completion.rollout_logprobs))
-    return float(np.concatenate(distances).mean())
-
-
-def load_float32(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
-
-
 async def test_logprobs_follow_the_learner_through_an_update(
     vllm_worker: RolloutWorker, ranks: Ranks, config: Config, tiny_model_dir: Path, tmp_path: Path
 ):
     engine: Any = vllm_worker.engine
     temperature = engine.settings.temperature
-    before = await collect(vllm_worker.stream(RolloutRequest(PROMPT_IDS, 4, seed=1), timeout_s=60.0))
-    credits = [Credit(np.full(c.num_tokens, a)) for c, a in zip(before, (1.0, -1.0, 0.5, -0.5), strict=True)]
-    limit = config.sampling.max_tokens
-    minibatches = minibatches_of([as_group(before)], [credits], None, config.algorithm, limit)
-    result = await ranks.group.train(minibatches)
+    before = await collect(vllm_worker.stream(samples_of(PROMPT_IDS, 4, seed=1), timeout_s=60.0))
+    result = await ranks.group.train(minibatches(before, config))
     assert (result.optimizer_steps, result.skipped) == (1, 0)
 
     version = engine.policy_version + 1
     paths = await ranks.stage(version)
     assert len(paths) > 1
     await vllm_worker.update(version, paths, timeout_s=60.0)
-    after = await collect(vllm_worker.stream(RolloutRequest(PROMPT_IDS, 4, seed=2), timeout_s=60.0))
+    after = await collect(vllm_worker.stream(samples_of(PROMPT_IDS, 4, seed=2), timeout_s=60.0))
     await ranks.group.export(str(tmp_path))
 
     new, old = load_float32(tmp_path), load_float32(tiny_model_dir)
@@ -163,7 +110,8 @@ async def test_no_prefix_of_old_weights_is_reused(vllm_worker: RolloutWorker, ra
 
 async def num_cached(engine: Any, prompt_token_ids: list[int], request_id: str) -> int:
     """Return how many of the prompt's tokens came from the cache."""
-    prompt, params = engine.sampling_of(RolloutRequest(prompt_token_ids, 1, seed=1), 0)
+    request = samples_of(prompt_token_ids, 1, seed=1)
+    prompt, params = engine.sampling_of(request, request.tasks[0])
     outputs = [output async for output in engine.llm.generate(prompt, params, request_id)]
     return outputs[-1].num_cached_tokens
 
@@ -188,9 +136,7 @@ async def test_requests_in_flight_survive_an_update(
     monkeypatch.setattr(engine, "settings", replace(engine.settings, max_tokens=num_tokens))
     version = engine.policy_version + 1
     paths = await ranks.stage(version)
-    running = [
-        asyncio.create_task(collect(vllm_worker.stream(RolloutRequest(PROMPT_IDS, 4, s), 120.0))) for s in (3, 4)
-    ]
+    running = [asyncio.create_task(collect(vllm_worker.stream(samples_of(PROMPT_IDS, 4, s), 120.0))) for s in (3, 4)]
     await until_written(engine, num_sequences=8, num_tokens=20)
     await vllm_worker.update(version, paths, timeout_s=60.0)
     completions = [c for group in await asyncio.gather(*running) for c in group]
@@ -201,3 +147,112 @@ async def test_requests_in_flight_survive_an_update(
         assert (spans[0].start, spans[0].stop, spans[1].stop) == (0, spans[1].start, completion.num_tokens)
         assert 0 < spans[1].start < completion.num_tokens
     assert sum(c.finish_reason == "length" and c.num_tokens == num_tokens for c in completions) >= 6
+
+
+class Elastic:
+    """Two engines of one learner: `near`, on its node, and `late`, another process, taken to be on another node."""
+
+    def __init__(self, ranks: Ranks, near: RolloutWorker, late: Any) -> None:
+        self.failed: dict[str, str] = {}
+        self.sync = StagedWeightSync(ranks.handles, "here", "auto", 60.0, self.failed.__setitem__)
+        self.ranks, self.near, self.late = ranks, near, late
+        self.calls = {"near": near.stream, "late": stream_of(late)}
+
+    async def write(self, name: str, seed: int) -> list[Completion]:
+        return await collect(self.calls[name](samples_of(PROMPT_IDS, 4, seed=seed), 60.0))
+
+    async def probe(self) -> dict[str, Any]:
+        return await probe(self.calls, self.ranks.group, PROMPT_IDS, 0.05, 60.0)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def late_engine(ray_cluster: None, vllm_worker: RolloutWorker) -> AsyncIterator[Any]:
+    """Start a rollout Ray actor on the same model."""
+    import ray
+
+    actor: Any = RolloutActor
+    settings = replace(vllm_worker.engine.settings, replica_index=1)
+    handle = actor.options(num_cpus=0.2).remote(settings, ("/dev/shm", "/tmp"), 2**26)
+    try:
+        await asyncio.wait_for(handle.start.remote(), 240.0)
+        yield handle
+    finally:
+        with contextlib.suppress(Exception):  # a test may have killed it
+            await asyncio.wait_for(handle.close.remote(), 20.0)
+        ray.kill(handle)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def elastic(ranks: Ranks, vllm_worker: RolloutWorker, late_engine: Any) -> Elastic:
+    elastic = Elastic(ranks, vllm_worker, late_engine)
+    await elastic.sync.join("near", InProcess(vllm_worker), "here")
+    return elastic
+
+
+async def test_a_late_engine_has_the_newest_weights_while_the_learner_trains(
+    elastic: Elastic, config: Config, tiny_model_dir: Path, tmp_path: Path
+):
+    sync, handles = elastic.sync, elastic.ranks.handles
+    before = minibatches(await elastic.write("near", seed=4), config)
+    await elastic.ranks.group.train(before)
+    metrics = await sync.stage(7) | await sync.load(7)
+    assert metrics["weights/bytes"] == 2 * 3_244_352  # bf16, a tied head once
+    await elastic.ranks.group.export(str(tmp_path))
+
+    # Rank 0 is inside a training step, and stays there until rank 1 comes.
+    plan = elastic.ranks.group._packed(before[0])
+    training = asyncio.ensure_future(as_coroutine(handles[0].train.remote([plan[0]])))
+    version = await asyncio.wait_for(sync.join("late", elastic.late, "elsewhere"), 120.0)
+    assert not training.done()
+    assert version == 7
+    written = await elastic.write("late", seed=5)
+    await asyncio.wait_for(asyncio.gather(training, handles[1].train.remote([plan[1]])), 60.0)
+
+    assert {s.policy_version for c in written for s in c.version_spans} == {7}
+    assert mean_distance(load_float32(tmp_path), written, 1.0) < AGREE_NATS
+    assert mean_distance(load_float32(tiny_model_dir), written, 1.0) > 20 * AGREE_NATS
+
+
+async def test_a_probe_tells_old_weights_from_the_newest(elastic: Elastic, config: Config):
+    sync = elastic.sync
+    await sync.join("late", elastic.late, "elsewhere")
+    await elastic.ranks.group.train(minibatches(await elastic.write("near", seed=6), config))
+    await sync.stage(8)
+    await sync.load(8)  # by files to one engine, through the object store to the other
+    same = await elastic.probe()
+    assert same["off"] == [] and probe_warning(same) is None
+
+    sync.leave("late")
+    await elastic.ranks.group.train(minibatches(await elastic.write("near", seed=7), config))
+    await sync.stage(9)
+    await sync.load(9)
+    found = await elastic.probe()
+    assert found["off"] == ["late"]
+    assert found["engines"]["near"]["mean"] < AGREE_NATS
+    assert found["engines"]["late"]["mean"] > 20 * AGREE_NATS
+    assert found["engines"]["near"]["num_tokens"] == found["engines"]["late"]["num_tokens"] == 4 * 32
+    warning = probe_warning(found)
+    assert warning is not None and warning.startswith("1 of 2 rollout engines do not answer as the learner's weights")
+
+    assert await sync.join("late", elastic.late, "elsewhere") == 9
+    assert (await elastic.probe())["off"] == []
+
+
+async def test_an_engine_that_dies_is_left_out_and_the_others_go_on(elastic: Elastic, config: Config):
+    import ray
+
+    sync = elastic.sync
+    await sync.join("late", elastic.late, "elsewhere")
+    await elastic.ranks.group.train(minibatches(await elastic.write("near", seed=8), config))
+    await sync.stage(10)
+    ray.kill(elastic.late)
+    await sync.load(10)
+    assert list(elastic.failed) == ["late"]
+    assert elastic.failed["late"].startswith("policy version 10 was not loaded: ")
+    found = await elastic.probe()
+    assert found["off"] == ["late"] and "error" in found["engines"]["late"]
+    assert found["engines"]["near"]["mean"] < AGREE_NATS
+
+
+async def as_coroutine(reference: Any) -> Any:
+    return await reference
