@@ -75,9 +75,23 @@ class ModelShape:
 
 KNOWN = {
     # As published in each repository's config.json.
+    "Qwen/Qwen2.5-7B": ModelShape(
+        num_layers=28, hidden=3584, intermediate=18944, num_heads=28, tied=False, **{**_QWEN25, "num_kv_heads": 4}
+    ),
     "Qwen/Qwen2.5-14B": ModelShape(num_layers=48, hidden=5120, intermediate=13824, num_heads=40, tied=False, **_QWEN25),
     "Qwen/Qwen2.5-32B": ModelShape(num_layers=64, hidden=5120, intermediate=27648, num_heads=40, tied=False, **_QWEN25),
     "Qwen/Qwen2.5-72B": ModelShape(num_layers=80, hidden=8192, intermediate=29568, num_heads=64, tied=False, **_QWEN25),
+    "Qwen/Qwen3-4B-Base": ModelShape(
+        architecture="Qwen3ForCausalLM",
+        num_layers=36,
+        hidden=2560,
+        intermediate=9728,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        vocab_size=151936,
+        tied=True,
+    ),
 }
 _SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 _FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
