@@ -14,19 +14,24 @@ The folders are trusted input: loading shards and generators uses pickle.
 import asyncio
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.lease import LeaseLostError
 from lwz_ray.config import RunConfig
 from lwz_ray.disk import names_full_disk
-from lwz_ray.errors import InfrastructureError, UserError, WaitTimeoutError
+from lwz_ray.errors import InfrastructureError, LearnerLostError, UserError, WaitTimeoutError
 from lwz_ray.group_codec import group_from_dict, group_to_dict
 from lwz_ray.grouping import MadeGroup
 from lwz_ray.protocols import Learner
+
+log = logging.getLogger(__name__)
 
 MARKER = "COMPLETE"
 CRITIC = "critic"
@@ -47,8 +52,16 @@ def model_identity(model_path: str) -> dict[str, Any]:
 class CheckpointStore:
     """Implements the loop's `Checkpoints`; keeps the newest and the best."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any], run: RunConfig, timeout_s: float) -> None:
-        """timeout_s: of a save or a load as a whole."""
+    def __init__(
+        self,
+        folder: Path,
+        identity: dict[str, Any],
+        run: RunConfig,
+        timeout_s: float,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """timeout_s: of a save or a load as a whole. check: raises where this process may not write there any more."""
+        self._check = check
         self._folder, self._identity, self._run = folder, identity, run
         self._timeout_s = timeout_s
         self._learners: dict[str, Learner] = {}
@@ -68,7 +81,9 @@ class CheckpointStore:
         Raises what went wrong with the checkpoint before, and UserError where the disk is full.
         """
         await self.wait()
-        aside = self._folder / f".step_{step:06d}.partial"
+        self._check()
+        # Its own name at every try: a rank of a lost group may still write into the one before.
+        aside = self._folder / f".step_{step:06d}.{uuid.uuid4().hex[:8]}.partial"
         files = {
             "loop.json": json.dumps({**state, "buffer": [group_to_dict(m) for m in buffer]}, ensure_ascii=False),
             "metrics.json": json.dumps(_numbers(metrics)),
@@ -79,6 +94,8 @@ class CheckpointStore:
             for name, learner in self._taken().items():
                 (aside / name).mkdir(exist_ok=True)
                 await learner.save(str(aside / name))
+        except LearnerLostError:
+            raise
         except Exception as error:
             raise await self._failed(step, aside, error) from error
         self._pending = asyncio.create_task(self._finish(step, aside, files), name=f"checkpoint of step {step}")
@@ -107,6 +124,15 @@ class CheckpointStore:
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         return None
+
+    async def abandon(self) -> None:
+        """Give up what is under way after the learners were lost and killed; the folder is swept before the next save.
+
+        A checkpoint that is complete nevertheless is a good one: every rank said that its files are on disk.
+        """
+        if unfinished := await self.end():
+            log.warning("the checkpoint that was under way is given up: %s", unfinished)
+        self._swept = False
 
     def newest(self) -> Path | None:
         """Return the newest complete checkpoint, after checking that it belongs to this model."""
@@ -147,7 +173,8 @@ class CheckpointStore:
             complete = set(self._complete())
             for path in (*self._folder.glob(".step_*.partial"), *self._folder.glob("step_*")):
                 if path not in complete:
-                    shutil.rmtree(path)
+                    # A rank of a lost group may still write into a folder aside; the next sweep finds the rest.
+                    shutil.rmtree(path, ignore_errors=path.name.startswith("."))
         self._swept = True
         aside.mkdir(parents=True)
 
@@ -157,15 +184,18 @@ class CheckpointStore:
             for learner in self._learners.values():
                 await learner.finish_save()
             await asyncio.to_thread(self._complete_folder, step, aside, files)
+        except (LearnerLostError, LeaseLostError):
+            raise
         except Exception as error:
             raise await self._failed(step, aside, error) from error
         await asyncio.to_thread(self._prune)
 
     def _complete_folder(self, step: int, aside: Path, files: Mapping[str, str]) -> None:
-        final = self._folder / aside.name.removeprefix(".").removesuffix(".partial")
+        final = self._folder / f"step_{step:06d}"
         for name, text in files.items():
             (aside / name).write_text(text, encoding="utf-8")
         _sync_tree(aside)
+        self._check()
         if final.exists():
             _remove(final)
         os.rename(aside, final)

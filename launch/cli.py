@@ -7,11 +7,13 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.compose import choices, compose, to_yaml
+from launch.compose import choices, compose, scaled_keys, to_yaml
 from launch.plan import plan_text
 from launch.preflight import preflight
+from launch.redaction import redact
 from lwz_ray.config import Config
 from lwz_ray.errors import UserError
+from lwz_ray.failures import BudgetExceededError
 
 HELP = """\
 usage: python -m lwz_ray.main [group=choice …] [key=value …]
@@ -22,13 +24,14 @@ stages (stage=…)
   rl        train with GRPO (default)
   train_rm  train a reward model on preference pairs
   curate    make data (recipe=degradations: preference pairs from good texts)
-  scale     give a run that goes on another number of reward replicas (rewards.replicas=N)
+  scale     give a run that goes on other numbers of replicas (actors.replicas=N, rewards.replicas=N)
   report    write report.html of a run folder again
 
 presets (run=…; smoke_cpu is the default)
   smoke_cpu  everything real with a 2-layer random model, 3 steps, under two minutes on two cores
   demo_cpu   a 135M model learns to write to length on two cores
   paper_32b  the paper's settings on 8 nodes x 8 GPUs; look at it with dry_run=true
+  qwen7b_8gpu, qwen4b_4gpu    a 7B model on one node with 8 GPUs, a 4B model on one with 4
   curate_demo, rm_demo        pairs, and a reward model from them, in minutes on two cores
   curate_rm, rm_degradations  the same with more pairs and a longer training
 
@@ -66,10 +69,13 @@ def main(argv: Sequence[str]) -> int:
             print(plan_text(config), end="")
             return 0
         stage = importlib.import_module(f"launch.stages.{config.stage}")
-        return stage.run(config)
+        return stage.run(config, scaled_keys(argv)) if config.stage == "scale" else stage.run(config)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(f"error: {' '.join(str(error).split())}")
         return 2
+    except BudgetExceededError as error:
+        _say(f"error: {' '.join(str(error).split())}")
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -78,10 +84,15 @@ def main(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        traceback.print_exc()
+        _say(traceback.format_exc().rstrip())
         where = "" if config is None else f"; the run's files are in {Path(config.run.dir) / config.run.name}"
-        print(f"error: {type(error).__name__}: {' '.join(str(error).split())}{where}", file=sys.stderr)
+        _say(f"error: {type(error).__name__}: {' '.join(str(error).split())}{where}")
         return 1
+
+
+def _say(text: str) -> None:
+    """Print on stderr, which a cluster keeps in a file: without the secrets of the environment."""
+    print(redact(text, os.environ), file=sys.stderr)
 
 
 def _printed(argv: Sequence[str]) -> str | None:

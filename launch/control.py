@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch.files import write_json
+from launch.lease import LeaseLostError
 from launch.manifest import now
 from lwz_ray.errors import UserError, WaitTimeoutError
 
@@ -45,14 +46,25 @@ class Answer:
 class ControlWatcher:
     """The run's side: shows that it is alive and acts on requests, one after the other."""
 
-    def __init__(self, run_folder: Path, actions: Mapping[str, Action], timeout_s: float) -> None:
-        """actions: by the config key that they change. timeout_s: of one action; longer ones are given up."""
+    def __init__(
+        self,
+        run_folder: Path,
+        actions: Mapping[str, Action],
+        timeout_s: float,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """actions: by the config key that they change. timeout_s: of one action; longer ones are given up.
+
+        check: raises where this process may not write in the folder any more.
+        """
+        self._check = check
         self._folder = run_folder / FOLDER
         self._actions = dict(actions)
         self._timeout_s = timeout_s
         self._beat = 0
         self._task: asyncio.Task[None] | None = None
         self._acting: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
 
     async def start(self) -> None:
         """Write the first heartbeat and begin; requests that an earlier attempt left are removed."""
@@ -68,6 +80,22 @@ class ControlWatcher:
         self._task = self._acting = None
         await asyncio.to_thread(self._leave)
 
+    async def act(self, key: str, value: Any) -> Answer:
+        """Do what is asked, when earlier requests are done, and return what became of it."""
+        if key not in self._actions:
+            return Answer("refused", f"{key} cannot be changed while the run goes on: {', '.join(self._actions)} can")
+        async with self._turn:
+            try:
+                message = await asyncio.wait_for(self._actions[key](value), self._timeout_s)
+            except UserError as error:
+                return Answer("refused", str(error))
+            except TimeoutError:
+                return Answer("failed", str(WaitTimeoutError(f"{key}={value}", self._timeout_s)))
+            except Exception as error:  # the run must outlive whatever a request meets; the asker is told
+                log.exception("control: %s=%s", key, value)
+                return Answer("failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return Answer("done", message)
+
     async def _watch(self) -> None:
         while True:
             try:
@@ -78,33 +106,21 @@ class ControlWatcher:
                         self._acting = asyncio.create_task(self._act(request))
             except OSError as error:  # a shared folder may be away for a while; the run goes on without it
                 log.warning("control: %s: %s", self._folder, error)
+            except LeaseLostError as error:  # the requests are another driver's; this one is about to stop
+                log.warning("control: %s", error)
+                return
             await asyncio.sleep(POLL_S)
 
     async def _act(self, request: dict[str, Any]) -> None:
         answer = Answer("failed", "the run ended before it was done")
         try:
-            answer = await self._answer(request)
+            answer = await self.act(request["key"], request["value"])
         finally:
             log.info("control: %s=%s: %s: %s", request["key"], request["value"], answer.status, answer.message)
             try:
                 self._write_answer(request["id"], answer)
-            except OSError as error:
+            except (OSError, LeaseLostError) as error:
                 log.warning("control: cannot answer in %s: %s", self._folder, error)
-
-    async def _answer(self, request: dict[str, Any]) -> Answer:
-        key = request["key"]
-        if key not in self._actions:
-            return Answer("refused", f"{key} cannot be changed while the run goes on: {', '.join(self._actions)} can")
-        try:
-            message = await asyncio.wait_for(self._actions[key](request["value"]), self._timeout_s)
-        except UserError as error:
-            return Answer("refused", str(error))
-        except TimeoutError:
-            return Answer("failed", str(WaitTimeoutError(f"{key}={request['value']}", self._timeout_s)))
-        except Exception as error:  # the run must outlive whatever a request meets; the asker is told
-            log.exception("control: %s=%s", key, request["value"])
-            return Answer("failed", f"{type(error).__name__}: {error}")
-        return Answer("done", message)
 
     def _prepare(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -113,16 +129,17 @@ class ControlWatcher:
         self._write_heartbeat()
 
     def _write_heartbeat(self) -> None:
+        self._check()
         self._beat += 1
         life = {"beat": self._beat, "pid": os.getpid(), "host": socket.gethostname(), "time": now()}
-        write_json(self._folder / "heartbeat.json", {**life, "timeout_s": self._timeout_s})
+        write_json(heartbeat_path(self._folder.parent), {**life, "timeout_s": self._timeout_s})
 
     def _next_request(self) -> dict[str, Any] | None:
         """Take the oldest request out of the folder."""
         for file in sorted(self._folder.glob("request-*.json")):
             try:
                 request = json.loads(file.read_text(encoding="utf-8"))
-            except (FileNotFoundError, json.JSONDecodeError) as error:  # taken back meanwhile, or written by hand
+            except (FileNotFoundError, ValueError) as error:  # taken back meanwhile, or written by hand
                 log.warning("control: %s left alone: %s", file.name, error)
                 file.unlink(missing_ok=True)
                 continue
@@ -133,16 +150,23 @@ class ControlWatcher:
         return None
 
     def _write_answer(self, request_id: str, answer: Answer) -> None:
+        self._check()
         write_json(self._folder / f"answer-{request_id}.json", {"status": answer.status, "message": answer.message})
 
     def _leave(self) -> None:
         """Answer first: whoever waits takes a missing heartbeat for the end."""
         ended = Answer("refused", "the run ended before it was done")
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, LeaseLostError):
+            self._check()
             for file in self._folder.glob("request-*.json"):
                 self._write_answer(file.stem.removeprefix("request-"), ended)
                 file.unlink(missing_ok=True)
-            (self._folder / "heartbeat.json").unlink(missing_ok=True)
+            heartbeat_path(self._folder.parent).unlink(missing_ok=True)
+
+
+def heartbeat_path(run_folder: Path) -> Path:
+    """Return where a run shows that it lives."""
+    return run_folder / FOLDER / "heartbeat.json"
 
 
 def ask(run_folder: Path, key: str, value: Any, say: Callable[[str], None] = print) -> Answer:
@@ -183,7 +207,7 @@ class _Life:
     """Tells from the heartbeat whether a run goes on."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = folder / "heartbeat.json"
+        self._file = heartbeat_path(folder.parent)
         self._last = self._read()
         self._seen = time.monotonic()
         self.timeout_s = float(self._last["timeout_s"])

@@ -1,16 +1,16 @@
 """The plan of a run, without starting anything: placement, batch words, memory with the arithmetic."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from launch.memory import GIB, Estimate, rollout_estimate, scorer_estimate
 from launch.memory_learner import learner_estimate
+from launch.placement import Bundle
 from launch.preflight_disk import disk_lines
+from launch.preflight_placement import plan_lines
 from launch.shapes import shape_of
 from lwz_ray.config import Config
-
-Bundle = dict[str, float]
-
 
 STAGE_ROOMS: dict[str, tuple[str, ...]] = {
     "rl": ("actors", "rewards", "learners", "critic"),
@@ -21,20 +21,25 @@ STAGE_ROOMS: dict[str, tuple[str, ...]] = {
 
 
 def bundles(config: Config) -> dict[str, list[Bundle]]:
-    """Return the placement group of each room of the stage: one bundle a Ray actor, kept whole on one node."""
+    """Return the bundles of each room of the stage: one a Ray actor, kept whole on one node.
+
+    A rollout replica is one bundle, whatever its tensor_parallel_size: its shards never lie on two nodes. The critic's
+    ranks ask for the learners' custom resources.
+    """
+    learners = config.learners
     rooms = {
-        "actors": (config.actors.replicas, config.actors.num_cpus, config.actors.num_gpus),
-        "rewards": (config.rewards.replicas, config.rewards.num_cpus, config.rewards.num_gpus),
-        "learners": (config.learners.ranks, config.learners.num_cpus, config.learners.num_gpus),
-        "critic": (config.critic.ranks, config.critic.num_cpus, config.critic.num_gpus),
+        "actors": (config.actors.replicas, config.actors, config.actors.resources),
+        "rewards": (config.rewards.replicas, config.rewards, config.rewards.resources),
+        "learners": (learners.ranks, learners, learners.resources),
+        "critic": (config.critic.ranks, config.critic, learners.resources),
     }
     if config.rewards.writing.path is None:
         del rooms["rewards"]
     if not config.algorithm.uses_critic:
         del rooms["critic"]
     return {
-        room: [_bundle(cpus, gpus) for _ in range(count)]
-        for room, (count, cpus, gpus) in rooms.items()
+        room: [_bundle(one.num_cpus, one.num_gpus, resources) for _ in range(count)]
+        for room, (count, one, resources) in rooms.items()
         if room in STAGE_ROOMS[config.stage]
     }
 
@@ -73,8 +78,8 @@ def plan_text(config: Config) -> str:
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
-def _bundle(cpus: float, gpus: float) -> Bundle:
-    return {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
+def _bundle(cpus: float, gpus: float, resources: Mapping[str, float]) -> Bundle:
+    return {"CPU": cpus, **({"GPU": gpus} if gpus else {}), **resources}
 
 
 def _placement(config: Config) -> list[str]:
@@ -94,7 +99,7 @@ def _placement(config: Config) -> list[str]:
     if config.cluster.num_cpus is not None:
         verdict = "fits" if cpus <= config.cluster.num_cpus else "does not fit"
         lines.append(f"  cluster.num_cpus={config.cluster.num_cpus}: {verdict}")
-    return lines
+    return [*lines, *plan_lines(config, bundles(config))]
 
 
 def _against_cluster(config: Config, gpus: float) -> str:

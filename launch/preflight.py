@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.deepspeed_file import read_deepspeed_file
-from launch.preflight_disk import check_disk
+from launch.preflight_disk import check_disk, check_staging
 from launch.run_folder import holds_a_run, run_path
 from launch.shapes import num_labels
 from lwz_ray.config import Config
@@ -61,7 +61,7 @@ def preflight(config: Config) -> None:
     _check_other_scorers(config)
     _check_data(config)
     if not config.dry_run:
-        _check_staging(config)
+        check_staging(config)
         check_disk(config)
 
 
@@ -223,9 +223,3 @@ def _check_data(config: Config) -> None:
         load_prompts(config.data, config.rewards.length.on_missing_range, unmeasured)
     if not config.eval.path.startswith(HUB):
         load_eval_prompts(config, unmeasured)
-
-
-def _check_staging(config: Config) -> None:
-    folder = Path(config.weights.staging_dir)
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"weights.staging_dir={str(folder)!r}: not a folder that can be written; name a local one")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +11,15 @@ from launch.memory import GIB, WIDTHS, Term
 from launch.run_folder import run_path
 from launch.shapes import lora_parameters, shape_of
 from lwz_ray.config import Config
+from lwz_ray.disk import VERSIONS_HELD
 from lwz_ray.errors import UserError
 
 ADAMW_BYTES = 12
 """Of a trained parameter in a checkpoint: float32 weight and two moments."""
 EXPORT_BYTES = 2
 """Of a parameter in export/, bfloat16."""
+STAGING_FALLBACK = "/tmp"
+"""Tried where `weights.staging_dir` has no room."""
 STAGES = ("rl", "train_rm")
 """Those that write checkpoints."""
 
@@ -41,10 +45,48 @@ def disk_terms(config: Config) -> list[Term]:
         Term("export", f"{whole:,} parameters x {EXPORT_BYTES} B", whole * EXPORT_BYTES),
     ]
     if config.stage == "rl" and _device(Path(config.weights.staging_dir)) == _device(run_path(run)):
-        width = WIDTHS[config.actors.dtype]
-        staged = trained if config.lora.rank else whole
-        terms.append(Term("staged weights", f"{staged:,} x {width} B in weights.staging_dir", staged * width))
+        terms.append(staging_term(config, trained if config.lora.rank else whole))
     return terms
+
+
+def staging_term(config: Config, published: int) -> Term:
+    """Return what is staged for the engines of one host, learner rank 0's; published: numbers in one version.
+
+    Adapters cross in float32. Engines that are reached through the object store stage a copy each, on their own host:
+    it counts where that is certain to be this one.
+    """
+    width = WIDTHS["float32" if config.lora.rank else config.actors.dtype]
+    times, note = VERSIONS_HELD, f"{VERSIONS_HELD} versions"
+    if config.weights.transport == "object_store" and config.cluster.address == "local":
+        times += config.actors.replicas
+        note += f" and a copy for each of actors.replicas={config.actors.replicas}"
+    return Term(
+        "staged weights", f"{published:,} x {width} B x ({note}) in weights.staging_dir", published * width * times
+    )
+
+
+def check_staging(config: Config) -> None:
+    """Raise UserError where no folder of this host can take the staged weights.
+
+    Room is looked for where the learner is sure to run here, in a cluster of this machine alone.
+    """
+    folder = Path(config.weights.staging_dir)
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"weights.staging_dir={str(folder)!r}: not a folder that can be written; name a local one")
+    nccl = config.weights.transport == "nccl" or (
+        config.weights.transport == "auto" and config.learners.device == "cuda"
+    )
+    if config.stage != "rl" or config.cluster.address != "local" or nccl or not _countable(config):
+        return
+    whole = num_parameters("model.path", config.model.path)
+    term = staging_term(config, _trained(config, whole) if config.lora.rank else whole)
+    free = {path: shutil.disk_usage(path).free for path in (str(folder), STAGING_FALLBACK)}
+    if max(free.values()) < term.num_bytes:
+        seen = ", ".join(f"{path} has {size / GIB:.2f} GiB" for path, size in free.items())
+        raise UserError(
+            f"weights.staging_dir={str(folder)!r}: staged weights need {term.num_bytes / GIB:.2f} GiB "
+            f"({term.formula}), {seen} free; make room or name a local folder that has it"
+        )
 
 
 def check_disk(config: Config) -> None:

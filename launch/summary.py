@@ -26,7 +26,7 @@ class RunSummary:
     skipped_steps: int
     policy_version: int
     wall_s: float
-    """Of this attempt, from start to summary."""
+    """Of this job, from start to summary."""
     groups: GroupCounts
     tokens_generated: int
     """Completion tokens."""
@@ -36,6 +36,12 @@ class RunSummary:
     """What `lwz_ray.evaluation.compare` returns; null where there was no evaluation."""
     error: str | None = None
     """One line, set exactly where the run failed."""
+    failures: dict[str, dict[str, int]] = field(default_factory=dict)
+    """What went wrong in this job, by kind and source; see `lwz_ray.failures`."""
+    restarts: int = 0
+    """Restarts of the learner group, over all attempts."""
+    lost_steps: int = 0
+    """Steps that were taken and then taken again from a checkpoint, over all attempts."""
     measured: dict[str, Any] = field(default_factory=dict)
     """What the stage measured, by name at the top level: `preference`, `curate`, …"""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -62,6 +68,9 @@ class RunSummary:
             "eval": self.eval,
             "active_rewards": list(self.active_rewards),
             "error": error,
+            "failures": self.failures,
+            "restarts": self.restarts,
+            "lost_steps": self.lost_steps,
             **self.measured,
             **({"extra": self.extra} if self.extra else {}),
         }

@@ -26,8 +26,9 @@ class RewardPool:
     The text that waited longest goes first, and those nearest to its length go with it. A text whose batch failed or
     was late is tried once more, alone, on another replica. The replica that failed is passed over for
     `request_timeout_s` while others are left: a dead one answers at once and would draw every batch. After
-    `MAX_FAILURES_IN_A_ROW`, or where its process is gone, it leaves the pool and `on_lost(name, reason)` is called;
-    the last one stays. To be used on one event loop.
+    `MAX_FAILURES_IN_A_ROW`, or where its process is gone, it leaves the pool. With `on_lost` somebody replaces those
+    that leave: it is called with (name, reason), and while no replica is there texts wait for one, each for
+    `request_timeout_s`. Without, the last one stays. To be used on one event loop.
     """
 
     def __init__(
@@ -37,8 +38,8 @@ class RewardPool:
         request_timeout_s: float,
         on_lost: Callable[[str, str], None] | None = None,
     ) -> None:
-        """replicas: named "1", "2", … in order. request_timeout_s: of one attempt at one batch."""
-        if not replicas or batch_size < 1 or request_timeout_s <= 0:
+        """replicas: named "1", "2", … in order; may be none with `on_lost`. request_timeout_s: of one attempt."""
+        if (not replicas and on_lost is None) or batch_size < 1 or request_timeout_s <= 0:
             raise ValueError(
                 f"reward pool: {len(replicas)} replicas, batch_size={batch_size}, request_timeout_s="
                 f"{request_timeout_s:g}: each must be above 0"
@@ -106,6 +107,19 @@ class RewardPool:
                 await asyncio.wait({batch})
         self._dispatch()
 
+    def lose_replica(self, name: str, reason: str) -> None:
+        """Take out a replica that is gone or frozen; what it has goes to others. One that has left is left alone."""
+        worker = self._workers.pop(name, None)
+        if worker is None:
+            return
+        self.counters.lost()
+        log.warning("reward replica %s was taken out, %d are left: %s", name, len(self._workers), reason)
+        if worker.batch is not None:
+            self._leaving.add(worker.batch)
+            worker.batch.add_done_callback(self._leaving.discard)
+            worker.batch.cancel()
+        self._dispatch()
+
     async def close(self) -> None:
         """Stop scoring; whoever still waits gets an InfrastructureError."""
         self._closed = True
@@ -142,6 +156,8 @@ class RewardPool:
             return
         self._waiting = self._alive()
         now = time.monotonic()
+        if self._waiting and not self._workers:
+            self._give_up(now)
         for worker in sorted(self._workers.values(), key=lambda w: w.avoid_until > now):
             if worker.batch is None and (
                 batch := pick(self._waiting, worker, list(self._workers.values()), self._batch_size)
@@ -149,6 +165,16 @@ class RewardPool:
                 taken = set(map(id, batch))
                 self._waiting = [t for t in self._waiting if id(t) not in taken]
                 worker.batch = asyncio.get_running_loop().create_task(self._run(worker, batch))
+
+    def _give_up(self, now: float) -> None:
+        """Fail what has waited too long for a replica to be there; look again when the next one has."""
+        for text in self._waiting:
+            if now - text.asked >= self._request_timeout_s:
+                fail(text, WaitTimeoutError("a reward replica to be there", self._request_timeout_s))
+        self._waiting = self._alive()
+        if self._waiting:
+            wait_s = self._request_timeout_s - (now - min(t.asked for t in self._waiting))
+            asyncio.get_running_loop().call_later(wait_s + 0.01, self._dispatch)
 
     def _alive(self) -> list[PendingText]:
         """Return what waits and is still wanted."""
@@ -193,7 +219,7 @@ class RewardPool:
         for text in batch:
             if text.failure is not None:
                 fail(text, InfrastructureError(f"{error}; before that, {text.failure}"))
-            elif not any(name != worker.name for name in self._workers):
+            elif not any(name != worker.name for name in self._workers) and not self._is_replaced(worker):
                 fail(text, error)
             else:
                 text.failed_on, text.failure, text.alone = worker.name, error, True
@@ -203,9 +229,14 @@ class RewardPool:
         if worker.lost or worker.failures >= MAX_FAILURES_IN_A_ROW:
             self._drop(worker, str(error))
 
+    def _is_replaced(self, worker: Worker) -> bool:
+        """Say whether another replica will come in its place."""
+        return self._on_lost is not None and worker.lost
+
     def _drop(self, worker: Worker, reason: str) -> None:
-        """Take a lost replica out, unless it is the last one or has left already."""
-        if len(self._workers) == 1 or self._workers.get(worker.name) is not worker:
+        """Take a lost replica out, unless it has left already, or is the last one and nobody replaces it."""
+        is_last = len(self._workers) == 1 and self._on_lost is None
+        if is_last or self._workers.get(worker.name) is not worker:
             return
         del self._workers[worker.name]
         self.counters.lost()

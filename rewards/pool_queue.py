@@ -33,6 +33,8 @@ class PendingText:
     score: asyncio.Future[TextScore]
     size: int = field(init=False)
     """Bytes of prompt and text: near enough to tokens to put like lengths together."""
+    asked: float = field(default_factory=time.monotonic)
+    """On `time.monotonic`."""
     failed_on: str | None = None
     failure: Exception | None = None
     alone: bool = False

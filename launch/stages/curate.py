@@ -16,10 +16,11 @@ from launch.curate_store import PAIR_FILES, CurateStore
 from launch.curate_writer import PolicyWriter
 from launch.curator import Curator, Source
 from launch.hub import with_local_models
+from launch.lease import Lease
 from launch.report import write_report
 from launch.rooms import Rooms
 from launch.run_folder import RunFolder
-from launch.stages.lifecycle import Lifecycle
+from launch.stages.lifecycle import Lifecycle, leased
 from launch.summary import GroupCounts, RunSummary, Status
 from launch.trackers import ClosableTracker, JsonlTracker, MultiTracker
 from launch.wandb_tracker import WandbTracker
@@ -27,6 +28,7 @@ from lwz_ray.config import Config
 from lwz_ray.data import load_prompts
 from lwz_ray.degrading import MODEL_KINDS
 from lwz_ray.encoding import PromptEncoder
+from lwz_ray.failures import FailureLog, budgets_of
 from lwz_ray.good_texts import load_texts, split_prompts
 
 EXAMPLES_PER_KIND = 3
@@ -45,8 +47,9 @@ def run(config: Config) -> int:
         tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
         encoder = PromptEncoder(tokenizer, config.template)
     sources, rows = read_sources(config, encoder)
-    stage = CurateStage(config, RunFolder.open(config), sources, rows, encoder, tokenizer)
-    return asyncio.run(stage.run())
+    with leased(config) as lease:
+        folder = RunFolder.open(config, lease=lease)
+        return asyncio.run(CurateStage(config, lease, folder, sources, rows, encoder, tokenizer).run())
 
 
 def read_sources(config: Config, encoder: PromptEncoder | None) -> tuple[list[Source], dict[str, int]]:
@@ -69,6 +72,7 @@ class CurateStage:
     def __init__(
         self,
         config: Config,
+        lease: Lease,
         folder: RunFolder,
         sources: Sequence[Source],
         rows: dict[str, int],
@@ -79,7 +83,8 @@ class CurateStage:
         self.config, self.folder, self.sources, self.rows = config, folder, sources, rows
         self.encoder, self.tokenizer = encoder, tokenizer
         self._started = time.monotonic()
-        self._life = Lifecycle(config)
+        self.failures = FailureLog(budgets_of(config.failures), folder.warn)
+        self._life = Lifecycle(config, lease)
         self._tracker: MultiTracker | None = None
         self._curator: Curator | None = None
         self._writer: PolicyWriter | None = None
@@ -97,12 +102,13 @@ class CurateStage:
             return
         self._life.connect()
         self._life.say(f"starting engines (Ray's logs: {self._life.logs})")
-        rooms = Rooms(self.config, 0)  # no weights are published in this stage
+        # No weights are published in this stage.
+        rooms = Rooms(self.config, 0, self.folder.warn, self.failures)
         try:
             await rooms.start()
             assert self.encoder is not None
             self._writer = PolicyWriter(self.config, rooms.rollouts, self.encoder, self.tokenizer)
-            await self._curate()
+            await self.failures.guard(self._curate())
         finally:
             await rooms.close()
 
@@ -152,6 +158,7 @@ class CurateStage:
             tokens_trained=0,
             active_rewards=(),
             error=error,
+            failures=self.failures.counts,
             measured={"curate": {"rows": self.rows, **measured}},
         )
         self.folder.write_summary(summary)

@@ -3,21 +3,40 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import ray
 
 from launch.cluster import connect
+from launch.lease import Lease
+from launch.run_folder import prepare_folder
 from launch.summary import Status
 from lwz_ray.config import Config
 from lwz_ray.errors import UserError
+from lwz_ray.failures import BudgetExceededError
+
+
+@contextlib.contextmanager
+def leased(config: Config) -> Iterator[Lease]:
+    """Hold the config's run folder, created where it is not there yet, against every other driver.
+
+    Raises UserError as `prepare_folder` and `Lease.take` do.
+    """
+    lease = Lease.take(prepare_folder(config.run), config.run.lease_timeout_s)
+    try:
+        yield lease
+    finally:
+        lease.release()
 
 
 class Lifecycle:
     """Runs a stage's work once. The work sets `finished` when it is done, `graceful` while it ends by itself."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, lease: Lease) -> None:
+        """lease: of the run folder; when another driver takes it, the work is cancelled and nothing more is written."""
         self.config = config
+        self._lease = lease
+        self._taken = asyncio.Event()
         self.stop = asyncio.Event()
         """Set by SIGINT and SIGTERM."""
         self.graceful = False
@@ -26,14 +45,19 @@ class Lifecycle:
         self.logs = ""
 
     async def run(self, work: Callable[[], Awaitable[None]], end: Callable[[Status, str | None], None]) -> int:
-        """Return 0 where the work finished, 130 where it was stopped; errors propagate after `end(status, error)`."""
+        """Return 0 where the work finished, 130 where it was stopped; errors propagate after `end(status, error)`.
+
+        Where another driver took the run folder, `end` is not called: the folder's summary is that driver's.
+        """
         self._watch_signals()
+        loop = asyncio.get_running_loop()
+        self._lease.on_lost = lambda: loop.call_soon_threadsafe(self._taken.set)
         status: Status = "failed"
         error: str | None = "ended without a reason"
         try:
             await self._until_stopped(work())
             status, error = ("completed" if self.finished else "interrupted"), None
-        except UserError as problem:
+        except (UserError, BudgetExceededError) as problem:
             error = str(problem)
             raise
         except Exception as problem:
@@ -41,7 +65,9 @@ class Lifecycle:
             raise
         finally:
             ray.shutdown()
-            end(status, error)
+            self._lease.on_lost = lambda: None
+            if not self._lease.lost:
+                end(status, error)
         return 130 if status == "interrupted" else 0
 
     def connect(self) -> None:
@@ -55,13 +81,15 @@ class Lifecycle:
 
     async def _until_stopped(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
-        stop = asyncio.create_task(self.stop.wait())
-        await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        if not task.done() and not self.graceful:
-            task.cancel()
+        stop, taken = (asyncio.create_task(event.wait()) for event in (self.stop, self._taken))
+        await asyncio.wait([task, stop, taken], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done() and not taken.done() and self.graceful:
+            await asyncio.wait([task, taken], return_when=asyncio.FIRST_COMPLETED)
+        for waiting in (stop, taken, task):
+            waiting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+        self._lease.check()
 
     def _watch_signals(self) -> None:
         loop = asyncio.get_running_loop()

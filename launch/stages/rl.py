@@ -1,35 +1,29 @@
 """`stage=rl`: evaluate, train, evaluate again, and leave a run folder that explains itself."""
 
 import asyncio
-import logging
 import time
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoTokenizer
 
 from launch.checkpoints import CheckpointStore, model_identity
 from launch.console import ConsoleSamples, ConsoleTable
-from launch.control import ControlWatcher
-from launch.evaluator import Evaluator
+from launch.control_actor import Control
 from launch.hub import with_local_models
+from launch.lease import Lease
+from launch.recovery import Recovery
 from launch.report import write_report
 from launch.report_data import first_pairs
+from launch.rl_run import RlRun
 from launch.rooms import Rooms
 from launch.run_folder import RunFolder
-from launch.scorers import Scorers
-from launch.stages.lifecycle import Lifecycle
+from launch.stages.lifecycle import Lifecycle, leased
 from launch.summary import GroupCounts, RunSummary, Status
-from launch.trackers import MultiTracker, build_trackers
 from lwz_ray.config import Config
 from lwz_ray.data import PromptSet, load_eval_prompts, load_prompts
 from lwz_ray.encoding import PromptEncoder
-from lwz_ray.evaluation import EvalSummary, compare
-from lwz_ray.grouping import GroupMaker
-from lwz_ray.loop import Parts, TrainingLoop
+from lwz_ray.failures import FailureLog, budgets_of
 from rewards.judge import check_references
-
-log = logging.getLogger(__name__)
 
 CONSOLE_SAMPLES = 3
 
@@ -43,22 +37,23 @@ def run(config: Config) -> int:
     held_out = load_eval_prompts(config, encoder.num_tokens)
     if config.judge.base_url is not None:
         check_references(config.judge, [*prompts.prompts, *held_out.prompts])
-    store = CheckpointStore(
-        Path(config.run.dir) / config.run.name / "checkpoints", model_identity(config.model.path), config.run,
-        config.learners.step_timeout_s,
-    )  # fmt: skip
-    newest = store.newest() if config.run.resume == "auto" else None
-    folder = RunFolder.open(config)
-    stage = RlStage(config, folder, encoder, prompts, held_out, store, newest)
-    return asyncio.run(stage.run())
+    with leased(config) as lease:
+        store = CheckpointStore(
+            Path(config.run.dir) / config.run.name / "checkpoints", model_identity(config.model.path), config.run,
+            config.learners.step_timeout_s, lease.check,
+        )  # fmt: skip
+        newest = store.newest() if config.run.resume == "auto" else None
+        folder = RunFolder.open(config, lease=lease)
+        return asyncio.run(RlStage(config, lease, folder, encoder, prompts, held_out, store, newest).run())
 
 
 class RlStage:
-    """One attempt of a run."""
+    """One job of a run: its rooms, its attempts, and its summary."""
 
     def __init__(
         self,
         config: Config,
+        lease: Lease,
         folder: RunFolder,
         encoder: PromptEncoder,
         prompts: PromptSet,
@@ -66,14 +61,14 @@ class RlStage:
         store: CheckpointStore,
         newest: Path | None,
     ) -> None:
+        """newest: the checkpoint to go on from."""
         self.config, self.folder, self.encoder = config, folder, encoder
         self.prompts, self.held_out = prompts, held_out
         self.store, self.newest = store, newest
+        self.failures = FailureLog(budgets_of(config.failures), folder.warn)
         self._started = time.monotonic()
-        self._life = Lifecycle(config)
-        self._loop: TrainingLoop | None = None
-        self._tracker: MultiTracker | None = None
-        self._evaluation: dict[str, Any] | None = None
+        self._life = Lifecycle(config, lease)
+        self._run: RlRun | None = None
 
     async def run(self) -> int:
         """Return the exit status; whatever happens, the summary and the report are written."""
@@ -86,116 +81,75 @@ class RlStage:
             say(f"prompts: {self.prompts.counts}")
         self._life.connect()
         say(f"starting engines and learners (Ray's logs: {self._life.logs})")
-        rooms = Rooms(self.config, _model_bytes(self.config.model.path), self.folder.warn)
-        control = ControlWatcher(self.folder.path, {"rewards.replicas": rooms.scale_rewards}, rooms.scale_timeout_s)
+        rooms = Rooms(self.config, _model_bytes(self.config.model.path), self.folder.warn, self.failures)
+        control: Control | None = None
         try:
             await rooms.start()
+            control = rooms.control(self.folder.path, self.folder.check)
             await control.start()
-            assert rooms.scorers is not None
-            await rooms.scorers.check()
-            await self._train(rooms, rooms.scorers)
+            await self._train(rooms)
         finally:
             if unfinished := await self.store.end():
                 self.folder.warn("checkpoint", unfinished)
-            await control.stop()
+            if control is not None:
+                await control.stop()
             await rooms.close()
 
-    async def _train(self, rooms: Rooms, scorers: Scorers) -> None:
-        config = self.config
-        maker = GroupMaker(rooms.rollouts, scorers.rewards, self.encoder, config.template)
-        evaluator = Evaluator(config, maker, self.held_out.prompts)
-        self.store.attach(rooms.learner, rooms.critic)
-        self._loop = loop = TrainingLoop(
-            config,
-            self.prompts.prompts,
-            Parts(
-                maker,
-                rooms.learner,
-                rooms.weights,
-                _Late(self),
-                self.store,
-                evaluator.numbers,
-                scorers.metrics,
-                rooms.critic,
-            ),
+    async def _train(self, rooms: Rooms) -> None:
+        assert rooms.scorers is not None and rooms.learning is not None
+        await rooms.scorers.check()
+        self._run = attempts = RlRun(
+            self.config, self._life, self.folder, self.store, self.failures, rooms, rooms.scorers, self.encoder,
+            self.prompts, self.held_out,
+        )  # fmt: skip
+        recovery = Recovery(
+            rooms.learning, rooms.restart_learners, self.folder, self.store, self.failures, self._life.say
         )
-        if self.newest is not None:
-            state, buffer = await self.store.load(self.newest)
-            loop.restore(state, buffer)
-            await rooms.weights.publish(loop.progress.policy_version)
-        start_step = loop.progress.step
-        if self.folder.attempt > 1:
-            self.folder.mark_superseded(start_step if self.newest is not None else None)
-        before = self.folder.read_evaluation("before") if self.newest is not None else None
-        if before is None:
-            self._life.say(f"evaluating {config.eval.num_prompts} held-out prompts before training")
-            before = await self._evaluate(evaluator, "before")
-        evaluator.before = before
-        self._tracker = build_trackers(config, self.folder, start_step)
-        self._life.graceful = True
-        await loop.run(self._life.stop)
-        self._life.graceful = False
-        if self._life.stop.is_set():
-            return
-        self._life.say("evaluating the same prompts after training")
-        after = await self._evaluate(evaluator, "after")
-        self._evaluation = compare(before, after, config.eval.bootstrap_resamples, config.seed)
-        self._evaluation |= evaluator.drift(after)
-        await self.folder.replace_export(rooms.learner.export)
-        self._life.finished = True
-
-    async def _evaluate(self, evaluator: Evaluator, when: str) -> EvalSummary:
-        step = self._loop.progress.step if self._loop else 0
-        summary, groups = await evaluator.run()
-        self.folder.write_evaluation(when, summary)
-        self.folder.append_samples([s for g in groups for s in g.samples], None, step, f"eval_{when}")
-        return summary
+        await recovery.run(attempts.attempt, self.newest, self._life.stop)
 
     def _end(self, status: Status, error: str | None) -> None:
-        if self._tracker is not None:
-            self._tracker.close()
-        self._write_end(status, error)
+        run = self._run
+        if run is not None and run.tracker is not None:
+            run.tracker.close()
+        summary = self._summary(run, status, error)
+        self.folder.write_summary(summary)
+        report = write_report(self.folder.path)
+        ConsoleSamples().show(first_pairs(self.folder.samples, CONSOLE_SAMPLES))
+        ConsoleTable().show(summary.as_dict(), self.folder.path, report)
 
-    def _write_end(self, status: Status, error: str | None) -> None:
-        loop = self._loop
+    def _summary(self, run: RlRun | None, status: Status, error: str | None) -> RunSummary:
+        loop = run.loop if run else None
         progress = loop.progress if loop else None
-        account = loop.ledger.as_dict() if loop else {"admitted": 0, "trained": 0, "dropped": {}, "in_flight": 0}
-        account.pop("rounds", None)
-        summary = RunSummary(
+        account = loop.ledger.as_dict() if loop else {}
+        measured = {}
+        if run is not None and run.tracker is not None and run.tracker.watch is not None:
+            measured["watch"] = run.tracker.watch.counts
+        if run is not None and run.probed is not None:
+            measured["probe"] = run.probed
+        return RunSummary(
             stage="rl",
             status=status,
             steps=progress.step if progress else 0,
             skipped_steps=progress.skipped_steps if progress else 0,
             policy_version=progress.policy_version if progress else 0,
             wall_s=time.monotonic() - self._started,
-            groups=GroupCounts(**account),
+            groups=GroupCounts(
+                admitted=account.get("admitted", 0),
+                trained=account.get("trained", 0),
+                dropped=account.get("dropped", {}),
+                in_flight=account.get("in_flight", 0),
+            ),
             tokens_generated=progress.tokens_generated if progress else 0,
             tokens_trained=progress.tokens_trained if progress else 0,
             active_rewards=self.config.rewards.active,
-            eval=self._evaluation,
+            eval=run.evaluation if run else None,
             error=error,
-            measured={"watch": self._tracker.watch.counts} if self._tracker and self._tracker.watch else {},
+            failures=self.failures.counts,
+            restarts=self.folder.restarts,
+            lost_steps=self.folder.lost_steps,
+            measured=measured,
             extra={"prompts": self.prompts.counts, "held_out": self.held_out.counts},
         )
-        self.folder.write_summary(summary)
-        report = write_report(self.folder.path)
-        ConsoleSamples().show(first_pairs(self.folder.samples, CONSOLE_SAMPLES))
-        ConsoleTable().show(summary.as_dict(), self.folder.path, report)
-
-
-class _Late:
-    """The tracker is built when training begins, after the slow start, so that its clock is right."""
-
-    def __init__(self, stage: RlStage) -> None:
-        self._stage = stage
-
-    def log_step(self, metrics: dict[str, Any]) -> None:
-        assert self._stage._tracker is not None
-        self._stage._tracker.log_step(metrics)
-
-    def log_samples(self, samples: Any, advantages: Any, step: int, split: str) -> None:
-        assert self._stage._tracker is not None
-        self._stage._tracker.log_samples(samples, advantages, step, split)
 
 
 def _model_bytes(path: str) -> int:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ from transformers import AutoTokenizer
 from launch.checkpoints import CheckpointStore, model_identity
 from launch.console_preference import PreferenceTable
 from launch.hub import with_local_models
+from launch.lease import Lease
 from launch.preference_evaluator import PreferenceEvaluator
+from launch.recovery import Recovery
 from launch.report import write_report
 from launch.rooms import Rooms
 from launch.run_folder import RunFolder
-from launch.stages.lifecycle import Lifecycle
+from launch.stages.lifecycle import Lifecycle, leased
 from launch.summary import GroupCounts, RunSummary, Status
 from launch.trackers import MultiTracker, build_trackers
 from lwz_ray.config import Config
+from lwz_ray.failures import FailureLog, budgets_of
 from lwz_ray.pair_encoding import PairEncoder
 from lwz_ray.preference_data import PairSet, prepare_pairs
 from lwz_ray.preference_eval import PairScores
@@ -39,21 +43,23 @@ def run(config: Config) -> int:
     train, held_out, rows = prepare_pairs(
         config.preference, config.seed, PairEncoder(tokenizer), config.model.max_length_tokens
     )
-    store = CheckpointStore(
-        Path(config.run.dir) / config.run.name / "checkpoints", model_identity(config.model.path), config.run,
-        config.learners.step_timeout_s,
-    )  # fmt: skip
-    newest = store.newest() if config.run.resume == "auto" else None
-    stage = PreferenceStage(config, RunFolder.open(config), train, held_out, rows, store, newest)
-    return asyncio.run(stage.run())
+    with leased(config) as lease:
+        store = CheckpointStore(
+            Path(config.run.dir) / config.run.name / "checkpoints", model_identity(config.model.path), config.run,
+            config.learners.step_timeout_s, lease.check,
+        )  # fmt: skip
+        newest = store.newest() if config.run.resume == "auto" else None
+        folder = RunFolder.open(config, lease=lease)
+        return asyncio.run(PreferenceStage(config, lease, folder, train, held_out, rows, store, newest).run())
 
 
 class PreferenceStage:
-    """One attempt of a run."""
+    """One job of a run: its learners, its attempts, and its summary."""
 
     def __init__(
         self,
         config: Config,
+        lease: Lease,
         folder: RunFolder,
         train: PairSet,
         held_out: PairSet,
@@ -61,12 +67,14 @@ class PreferenceStage:
         store: CheckpointStore,
         newest: Path | None,
     ) -> None:
-        """rows: counts of the sources' rows."""
+        """rows: counts of the sources' rows; newest: the checkpoint to go on from."""
         self.config, self.folder = config, folder
         self.train, self.held_out, self.rows = train, held_out, rows
         self.store, self.newest = store, newest
         self._started = time.monotonic()
-        self._life = Lifecycle(config)
+        self.failures = FailureLog(budgets_of(config.failures), folder.warn)
+        self._life = Lifecycle(config, lease)
+        self._reached = 0
         self._loop: PreferenceLoop | None = None
         self._tracker: MultiTracker | None = None
         self._measured: dict[str, Any] = {}
@@ -82,37 +90,53 @@ class PreferenceStage:
             say(f"{name} pairs: {side.counts['kept']} of {side.counts['pairs']} ({side.counts['sources']} sources)")
         self._life.connect()
         say(f"starting learners (Ray's logs: {self._life.logs})")
-        rooms = Rooms(self.config, 0)  # nothing is published in this stage
+        rooms = Rooms(self.config, 0, failures=self.failures)  # nothing is published in this stage
         try:
             await rooms.start()
-            await self._train(rooms)
+            assert rooms.learning is not None
+            recovery = Recovery(
+                rooms.learning, rooms.restart_learners, self.folder, self.store, self.failures, self._life.say
+            )
+            await recovery.run(partial(self._attempt, rooms), self.newest, self._life.stop)
         finally:
             if unfinished := await self.store.end():
                 self.folder.warn("checkpoint", unfinished)
             await rooms.close()
 
-    async def _train(self, rooms: Rooms) -> None:
+    async def _attempt(self, rooms: Rooms, newest: Path | None) -> None:
+        """Go on from a checkpoint, or from the beginning, to the end of the stage or until a stop is asked for."""
         config, evaluator = self.config, PreferenceEvaluator(self.config, self.train, self.held_out, rooms.learner)
         self.store.attach(rooms.learner)
         sources = [p.source for p in self.train.pairs]
         parts = PreferenceParts(rooms.learner, self._log_step, self.store, evaluator.numbers)
-        self._loop = loop = PreferenceLoop(config, self.train.encoded, sources, parts)
-        if self.newest is not None:
-            loop.restore((await self.store.load(self.newest))[0])
+        loop = PreferenceLoop(config, self.train.encoded, sources, parts)
+        if newest is not None:
+            loop.restore((await self.store.load(newest))[0])
         start_step = loop.progress.step
         if self.folder.attempt > 1:
-            self.folder.mark_superseded(start_step if self.newest is not None else None)
+            self.folder.mark_superseded(start_step if newest is not None else None, self._reached)
+        self._loop, self._reached = loop, start_step
+        try:
+            await self._train(rooms, loop, evaluator)
+        finally:
+            self._reached = max(self._reached, loop.progress.step)
+
+    async def _train(self, rooms: Rooms, loop: PreferenceLoop, evaluator: PreferenceEvaluator) -> None:
+        config = self.config
         if loop.kept("before") is None:
             limit = BEFORE_PAIRS if is_new_head(config.model.path) else None
             self._life.say("scoring held-out pairs before training")
             before = evaluator.measure(await evaluator.score(limit))
             loop.keep("before", {k: v for k, v in before.items() if k not in LIFTED})
         self._measured["before"] = loop.kept("before")
-        self._tracker = build_trackers(config, self.folder, start_step)
+        if self._tracker is None:
+            self._tracker = build_trackers(config, self.folder, loop.progress.step)
         self._life.graceful = True
-        await loop.run(self._life.stop)
-        await self.store.wait()
-        self._life.graceful = False
+        try:
+            await loop.run(self._life.stop)
+            await self.store.wait()
+        finally:
+            self._life.graceful = False
         if self._life.stop.is_set():
             return
         self._life.say(f"scoring {len(self.held_out.pairs)} held-out pairs after training")
@@ -161,6 +185,9 @@ class PreferenceStage:
             tokens_trained=progress.tokens_trained if progress else 0,
             active_rewards=(),
             error=error,
+            failures=self.failures.counts,
+            restarts=self.folder.restarts,
+            lost_steps=self.folder.lost_steps,
             measured={
                 "preference": {
                     "rows": dict(self.rows),

@@ -31,6 +31,7 @@ RUN = {
     "name": "kill",
     "dir": "unused",
     "resume": "auto",
+    "lease_timeout_s": 60.0,
     "checkpoint_every_steps": 1,
     "checkpoint_async": True,
     "keep_checkpoints": 1,

@@ -37,6 +37,7 @@ def test_texts_become_pairs_once(tmp_path: Path, tiny_model_dir: Path, device: s
     summary = read_json(folder / "summary.json")
     found = summary["curate"]
     assert (summary["stage"], summary["status"], summary["error"]) == ("curate", "completed", None)
+    assert summary["failures"] == {"infrastructure": {}, "data": {}, "bug": {}}
     assert found["texts"] == {"seen": 7, "good": 6}
     assert found["left_out"]["few_sentences"] == 1
     train, held_out = read_lines(folder / "pairs.jsonl"), read_lines(folder / "pairs_heldout.jsonl")

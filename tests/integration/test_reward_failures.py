@@ -21,7 +21,8 @@ async def start_pool(folder: Path, config: Any, replicas: int) -> tuple[RewardPo
     from rewards.remote import RewardWorker, as_replica
 
     writing = config.rewards.writing.model_copy(update={"path": str(folder), "max_length_tokens": 256})
-    workers: list[Any] = [RewardWorker.options(num_cpus=0.1).remote(writing, 1, 0) for _ in range(replicas)]
+    actor: Any = RewardWorker  # ray.remote with arguments returns an actor class, its types say the plain one
+    workers: list[Any] = [actor.options(num_cpus=0.1).remote(writing, 1, 0) for _ in range(replicas)]
     ray.get([w.ready.remote() for w in workers], timeout=120)
     return RewardPool([as_replica(w) for w in workers], writing.batch_size, request_timeout_s=10.0), workers
 

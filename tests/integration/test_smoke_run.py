@@ -46,8 +46,9 @@ def smoke(tmp_path_factory: pytest.TempPathFactory, models_dir: Path, device: st
 def test_every_file_of_the_contract_is_there(smoke: SmokeRun):
     names = {p.name for p in smoke.folder.iterdir()}
     assert names == {
-        "checkpoints", "config.yaml", "control", "evaluation_after.json", "evaluation_before.json", "export",
-        "manifest.json", "metrics.jsonl", "report.html", "samples.jsonl", "summary.json", "wandb", "warnings.jsonl",
+        "checkpoints", "config.yaml", "control", "evaluation_after.json", "evaluation_before.json", "export", "lease",
+        "manifest.json", "metrics.jsonl", "placement.json", "report.html", "samples.jsonl", "summary.json", "wandb",
+        "warnings.jsonl",
     }  # fmt: skip
     manifest = read_json(smoke.folder / "manifest.json")
     assert (manifest["name"], manifest["attempt"], manifest["seeds"]) == ("first", 1, {"run": 1})
@@ -62,7 +63,7 @@ def test_the_summary_balances_and_names_what_steered(smoke: SmokeRun):
     summary = read_json(smoke.folder / "summary.json")
     assert set(summary) == {
         "stage", "status", "steps", "skipped_steps", "policy_version", "wall_s", "groups", "tokens", "eval",
-        "active_rewards", "error", "extra", "attempt", "watch",
+        "active_rewards", "error", "extra", "attempt", "watch", "failures", "restarts", "lost_steps", "probe",
     }  # fmt: skip
     # A random model never closes its answer: the watch says that the format reward tells nothing apart.
     assert summary["watch"]["rewards/format_no_spread"]["worst"] == 1.0

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -99,7 +100,7 @@ def test_the_best_stay_too(tmp_path: Path, mode: str, keep_best: int, left: list
 
 def test_best_needs_a_metric():
     plain = {"name": "x", "dir": "runs", "resume": "never", "checkpoint_every_steps": 1, "checkpoint_async": True}
-    plain |= {"keep_checkpoints": 1, "best_mode": "max"}
+    plain |= {"keep_checkpoints": 1, "best_mode": "max", "lease_timeout_s": 60.0}
     with pytest.raises(ValueError, match=r"run.keep_best=2 but run.best_metric is null: name a key of metrics.jsonl"):
         RunConfig.model_validate({**plain, "keep_best": 2, "best_metric": None})
     assert RunConfig.model_validate({**plain, "keep_best": 0, "best_metric": None}).best_metric is None
@@ -110,12 +111,13 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path):
         store, learner = store_of(tmp_path)
         learner.release.clear()
         await store.save(1, {"progress": {}}, [], {})
-        assert steps_in(tmp_path) == [".step_000001.partial"]
+        (partial,) = steps_in(tmp_path)
+        assert re.fullmatch(r"\.step_000001\.[0-9a-f]{8}\.partial", partial)
         assert store.newest() is None
         learner.fill(7.0)
         second = asyncio.create_task(store.save(2, {"progress": {}}, [], {}))
         await asyncio.sleep(0.05)
-        assert steps_in(tmp_path) == [".step_000001.partial"]  # one at a time: the second waits for the first
+        assert steps_in(tmp_path) == [partial]  # one at a time: the second waits for the first
         learner.release.set()
         await second
         await store.wait()
@@ -217,7 +219,8 @@ def test_a_full_disk_is_an_error_message_and_no_lost_checkpoint(tmp_path: Path):
         store, learner = store_of(tmp_path)
         await save_all(store, {1: {}})
         await store.save(2, {"progress": {}}, [], {})
-        os.symlink("/dev/full", tmp_path / "checkpoints" / ".step_000002.partial" / "loop.json")
+        (aside,) = (tmp_path / "checkpoints").glob(".step_000002.*.partial")
+        os.symlink("/dev/full", aside / "loop.json")
         with pytest.raises(UserError) as caught:
             await store.wait()
         text = str(caught.value)

@@ -6,6 +6,8 @@ import pytest
 
 from launch import cli
 from lwz_ray.config import Config
+from lwz_ray.errors import UserError
+from lwz_ray.failures import BudgetExceededError
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +21,15 @@ def test_a_user_error_of_a_stage_is_one_line_and_2(tmp_path: Path, capsys: pytes
     printed = capsys.readouterr()
     assert (printed.out, printed.err.count("\n")) == ("", 1)
     assert printed.err.startswith("error: run.name=none: there is no run folder")
+
+
+def test_an_exceeded_budget_is_one_line_and_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def fail(_: Config) -> None:
+        raise BudgetExceededError("rollout_lost: 3 times, failures.max_rollout_losses=2 allows no more")
+
+    monkeypatch.setattr(cli, "preflight", fail)
+    assert cli.main(["run=smoke_cpu"]) == 1
+    assert capsys.readouterr().err == ("error: rollout_lost: 3 times, failures.max_rollout_losses=2 allows no more\n")
 
 
 @pytest.mark.parametrize(("error", "code"), [(RuntimeError("two\nlines"), 1), (KeyboardInterrupt(), 130)])
@@ -36,6 +47,21 @@ def test_other_ends(
     else:
         assert lines[0] == "Traceback (most recent call last):"
         assert lines[-1] == "error: RuntimeError: two lines; the run's files are in /somewhere/x"
+
+
+@pytest.mark.parametrize(("kind", "code"), [(RuntimeError, 1), (UserError, 2)])
+def test_an_error_shows_no_secret(
+    kind: type[Exception], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(_: Config) -> None:
+        raise kind("401 for Bearer hf_0123456789abcdef")
+
+    monkeypatch.setenv("HF_TOKEN", "hf_0123456789abcdef")
+    monkeypatch.setattr(cli, "preflight", fail)
+    assert cli.main(["run.name=x"]) == code
+    said = capsys.readouterr().err
+    assert "401 for Bearer [hidden]" in said.splitlines()[-1]
+    assert "hf_0123456789abcdef" not in said
 
 
 @pytest.mark.parametrize("words", [["--cfg", "job"], ["--cfg=job"]])

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from launch import control
 from launch.cli import main
 from launch.control import Answer, ControlWatcher, ask
+from launch.lease import LeaseLostError
 from lwz_ray.errors import UserError, WaitTimeoutError
 
 asked: list[Any] = []
@@ -41,7 +43,8 @@ async def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     folder = tmp_path / "runs" / "trial"
     (folder / "control").mkdir(parents=True)
     (folder / "control" / "request-0-old.json").write_text('{"id": "0-old", "key": "rewards.replicas", "value": 7}')
-    watcher = ControlWatcher(folder, {"rewards.replicas": replicas}, timeout_s=0.5)
+    actions = {"rewards.replicas": replicas, "actors.replicas": replicas}
+    watcher = ControlWatcher(folder, actions, timeout_s=0.5)
     await watcher.start()
     yield folder
     await watcher.stop()
@@ -69,7 +72,11 @@ async def test_several_requests_are_answered_in_turn(run_folder: Path) -> None:
         ("rewards.replicas", 99, Answer("refused", "no room for 99")),
         ("rewards.replicas", 13, Answer("failed", "RuntimeError: bad luck")),
         ("rewards.replicas", 60, Answer("failed", "waited 0.5 s for rewards.replicas=60 and gave up")),
-        ("seed", 2, Answer("refused", "seed cannot be changed while the run goes on: rewards.replicas can")),
+        (
+            "seed",
+            2,
+            Answer("refused", "seed cannot be changed while the run goes on: rewards.replicas, actors.replicas can"),
+        ),
     ],
 )
 async def test_what_cannot_be_done_is_answered_too(run_folder: Path, key: str, value: int, expected: Answer) -> None:
@@ -80,6 +87,7 @@ async def test_what_cannot_be_done_is_answered_too(run_folder: Path, key: str, v
 async def test_garbage_in_the_folder_does_not_stop_the_run(run_folder: Path) -> None:
     (run_folder / "control" / "request-1.json").write_text("{")
     (run_folder / "control" / "request-2.json").write_text("[1]")
+    (run_folder / "control" / "request-3.json").write_bytes(b"\xff\xfe")
     assert await asks(run_folder, 2) == Answer("done", "1 -> 2")
 
 
@@ -145,9 +153,47 @@ async def test_the_command_scales_a_run_and_says_what_was_done(
     assert capsys.readouterr().err == "error: no room for 99\n"
     assert await asyncio.to_thread(main, [*words, "rewards.replicas=13"]) == 1
     assert capsys.readouterr().err == "error: RuntimeError: bad luck\n"
+    asked.clear()
+    assert await asyncio.to_thread(main, [*words, "rewards.replicas=4", "actors.replicas=5"]) == 0
+    assert asked == [5, 4], "each key that was named, and no other"
 
 
 def test_the_command_names_a_missing_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with contextlib.chdir(tmp_path):
         assert main(["stage=scale", f"run.dir={tmp_path}", "run.name=nothing", "rewards.replicas=2"]) == 2
     assert f"error: {tmp_path}/nothing: no such run folder" in capsys.readouterr().err
+
+
+async def test_a_driver_whose_folder_was_taken_touches_nothing_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The requests are for the driver that took it."""
+    monkeypatch.setattr(control, "POLL_S", 0.02)
+    lost, noticed = threading.Event(), threading.Event()
+
+    def check() -> None:
+        if lost.is_set():
+            noticed.set()
+            raise LeaseLostError(f"{tmp_path} was taken over")
+
+    asked.clear()
+    watcher = ControlWatcher(tmp_path, {"rewards.replicas": replicas}, timeout_s=5, check=check)
+    await watcher.start()
+    lost.set()
+    assert await asyncio.to_thread(noticed.wait, 10), "it looks before it writes"
+    heartbeat(tmp_path, 4242)
+    (tmp_path / "control" / "request-1.json").write_text('{"id": "1", "key": "rewards.replicas", "value": 7}')
+    await asyncio.sleep(0.2)
+    await watcher.stop()
+    assert json.loads((tmp_path / "control" / "heartbeat.json").read_text())["pid"] == 4242
+    assert (asked, [p.name for p in (tmp_path / "control").glob("*-1.json")]) == ([], ["request-1.json"])
+
+
+def test_a_folder_without_a_heartbeat_is_asked_for_through_the_cluster(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ranks of a run leave files in folders of its name on nodes that its driver does not see."""
+    (tmp_path / "far").mkdir()
+    words = ["stage=scale", f"run.dir={tmp_path}", "run.name=far", "rewards.replicas=2"]
+    assert main([*words, "cluster.address=http://head:8265"]) == 2
+    assert "error: cluster.address='http://head:8265' is a dashboard's address" in capsys.readouterr().err

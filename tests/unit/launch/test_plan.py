@@ -28,6 +28,8 @@ def stored_parameters(folder: Path) -> int:
 
 
 def test_published_sizes():
+    assert KNOWN["Qwen/Qwen2.5-7B"].num_parameters == 7_615_616_512
+    assert KNOWN["Qwen/Qwen3-4B-Base"].num_parameters == 4_022_468_096
     assert KNOWN["Qwen/Qwen2.5-14B"].num_parameters == 14_770_033_664
     assert KNOWN["Qwen/Qwen2.5-32B"].num_parameters == 32_763_876_352
     assert KNOWN["Qwen/Qwen2.5-72B"].num_parameters == 72_706_203_648

@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from launch.compose import compose
-from launch.preflight_disk import adapter_parameters, check_disk, disk_lines, disk_terms, num_parameters
+from launch.memory import Term
+from launch.preflight_disk import (
+    adapter_parameters,
+    check_disk,
+    check_staging,
+    disk_lines,
+    disk_terms,
+    num_parameters,
+    staging_term,
+)
 from lwz_ray.config import Config
 from lwz_ray.errors import UserError
 
@@ -58,7 +67,37 @@ def test_only_adapters_are_counted_with_lora(tiny_model_dir: Path, tmp_path: Pat
 
 def test_staged_weights_count_where_they_share_the_disk(tiny_model_dir: Path, tmp_path: Path):
     words = ("actors.dtype=bfloat16", f"weights.staging_dir={tmp_path}")
-    assert sums(config_of(tiny_model_dir, tmp_path, *words))["staged weights"] == TINY * 2
+    assert sums(config_of(tiny_model_dir, tmp_path, *words))["staged weights"] == TINY * 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("words", "num_bytes", "formula"),
+    [
+        (("actors.dtype=bfloat16",), 40, "10 x 2 B x (2 versions) in weights.staging_dir"),
+        (("actors.dtype=float32",), 80, "10 x 4 B x (2 versions) in weights.staging_dir"),
+        (("lora=r16",), 80, "10 x 4 B x (2 versions) in weights.staging_dir"),  # adapters cross in float32
+        (
+            ("weights.transport=object_store", "actors.replicas=3", "actors.dtype=bfloat16"),
+            100,
+            "10 x 2 B x (2 versions and a copy for each of actors.replicas=3) in weights.staging_dir",
+        ),
+    ],
+)
+def test_two_versions_are_staged(
+    tiny_model_dir: Path, tmp_path: Path, words: tuple[str, ...], num_bytes: int, formula: str
+):
+    assert staging_term(config_of(tiny_model_dir, tmp_path, *words), 10) == Term("staged weights", formula, num_bytes)
+
+
+def test_staging_without_room_is_refused(tiny_model_dir: Path, tmp_path: Path):
+    words = (f"weights.staging_dir={tmp_path}", "actors.dtype=bfloat16", "weights.transport=object_store")
+    config = config_of(tiny_model_dir, tmp_path, *words)
+    check_staging(config)
+    tree: dict[str, Any] = config.model_dump()
+    wide = Config.model_validate({**tree, "actors": {**tree["actors"], "replicas": 10**9}})
+    # 3,244,352 x 2 B x (2 + 10^9) = 6,043,076.53 GiB
+    with pytest.raises(UserError, match=r"staged weights need 6043076\.53 GiB \(3,244,352 x 2 B"):
+        check_staging(wide)
 
 
 def test_a_run_that_does_not_fit_is_refused_with_the_arithmetic(tiny_model_dir: Path, tmp_path: Path):

@@ -115,7 +115,8 @@ def test_sample_lines(make_config, make_sample):
 
 def test_summary_contract(make_config):
     folder = RunFolder.open(make_config(), environ={})
-    folder.write_summary(summary(status="failed", error="two\nlines", eval={"before": {}}))
+    counted = {"failures": {"infrastructure": {"learner_restart": 2}}, "restarts": 2, "lost_steps": 3}
+    folder.write_summary(summary(status="failed", error="two\nlines", eval={"before": {}}, **counted))
     assert read_json(folder.summary) == {
         "stage": "rl",
         "status": "failed",
@@ -128,42 +129,13 @@ def test_summary_contract(make_config):
         "eval": {"before": {}},
         "active_rewards": ["length", "format"],
         "error": "two lines",
+        "failures": {"infrastructure": {"learner_restart": 2}},
+        "restarts": 2,
+        "lost_steps": 3,
         "attempt": 1,
     }
     with pytest.raises(ValueError, match="a failed run, and only it, has an error"):
         summary(status="failed")
-
-
-def test_resume_marks_what_it_replaces(make_config, make_sample):
-    first = RunFolder.open(make_config(run={"resume": "auto"}), environ={})
-    for step in (1, 2, 3):
-        first.append_metrics({"step": step, "train/loss": float(step)})
-        first.append_samples([make_sample()], [0.0], step, "train")
-    first.append_samples([make_sample()], [], 0, "eval_before")
-    first.append_samples([make_sample()], [], 2, "eval_after")
-    first.write_summary(summary())
-    with first.metrics.open("a") as file:
-        file.write('{"step": 4, "train/lo')
-    second = RunFolder.open(make_config(run={"resume": "auto"}, steps=30), environ={})
-    assert second.attempt == 2
-    assert not second.summary.exists()
-    assert (second.path / "summary.attempt-1.json").exists()
-    assert yaml.safe_load((second.path / "config.attempt-1.yaml").read_text())["steps"] == 20
-    assert second.mark_superseded(2) == 3
-    second.append_metrics({"step": 3, "train/loss": 3.5})
-    found = [(m["step"], m["attempt"], m.get("superseded", False)) for m in lines(second.metrics)]
-    assert found == [(1, 1, False), (2, 1, False), (3, 1, True), (3, 2, False)]
-    marked = [(s["split"], s["step"]) for s in lines(second.samples) if s.get("superseded")]
-    assert marked == [("train", 3), ("eval_after", 2)]
-    (warning,) = lines(second.warnings)
-    assert warning["message"] == "removed a last line of metrics.jsonl that an earlier attempt left incomplete"
-    manifest = read_json(second.manifest)
-    assert manifest["attempt"] == 2
-    assert manifest["resumed_from_step"] == 2
-    assert [a["attempt"] for a in manifest["earlier_attempts"]] == [1]
-    third = RunFolder.open(make_config(run={"resume": "auto"}), environ={})
-    assert third.mark_superseded(None) == 6
-    assert [a["attempt"] for a in read_json(third.manifest)["earlier_attempts"]] == [1, 2]
 
 
 def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
@@ -294,3 +266,11 @@ def test_json_knows_no_nan():
     assert text == '{"a": 0.5, "b": null, "c": [1, 2], "d": [3, null, true]}'
     with pytest.raises(TypeError, match="object has no JSON form"):
         to_json({"a": object()})
+
+
+def test_a_warning_that_cannot_be_kept_is_logged(tmp_path, caplog):
+    """Whoever warns of a loss goes on to replace what was lost, also where the disk is full or away."""
+    folder = RunFolder(tmp_path, 1, environ={})
+    folder.warnings.mkdir()
+    folder.warn("rollout_lost", "rollout actor 2 was lost")
+    assert "rollout_lost: rollout actor 2 was lost" in caplog.text

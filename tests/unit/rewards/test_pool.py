@@ -167,20 +167,52 @@ async def test_after_a_failure_the_other_texts_of_the_asker_are_not_scored() -> 
     assert worker.batches in ([["a"]], [["a"], ["b"]]), "the next batch may have begun, no more"
 
 
-async def test_a_replica_that_keeps_failing_leaves_and_the_last_one_stays() -> None:
-    lost: list[tuple[str, str]] = []
+async def test_a_replica_that_keeps_failing_leaves_and_the_last_one_stays_where_nobody_replaces_it() -> None:
     workers = [Worker(error=OSError("broken")), Worker()]
-    pool = RewardPool(workers, 4, 0.05, on_lost=lambda name, reason: lost.append((name, reason)))
+    pool = RewardPool(workers, 4, 0.05)
     for _ in range(3):
         assert await pool.score_texts(["p"], ["a"]) == [101.0]
         await asyncio.sleep(0.1)
-    assert lost == [("1", "reward replica 1 failed: OSError: broken")]
     assert pool.num_replicas == 1
     workers[1].error = OSError("broken too")
     for _ in range(4):
         with pytest.raises(InfrastructureError, match="broken too"):
             await pool.score_texts(["p"], ["a"])
-    assert (pool.num_replicas, len(lost)) == (1, 1)
+    assert pool.num_replicas == 1
+
+
+async def test_whoever_replaces_replicas_hears_of_each_that_leaves() -> None:
+    lost: list[tuple[str, str]] = []
+    pool = RewardPool([Worker(error=OSError("broken"))], 4, 0.3, on_lost=lambda *loss: lost.append(loss))
+    for _ in range(3):
+        with pytest.raises(InfrastructureError, match="broken"):
+            await pool.score_texts(["p"], ["a"])
+    assert lost == [("1", "reward replica 1 failed: OSError: broken")]
+    assert pool.num_replicas == 0
+
+
+async def test_texts_wait_for_a_replica_that_is_to_come_but_not_for_ever() -> None:
+    pool = RewardPool([], 4, 0.2, on_lost=lambda *loss: None)
+    with pytest.raises(WaitTimeoutError, match=r"waited 0\.2 s for a reward replica to be there"):
+        await pool.score_texts(["p"], ["a"])
+    scores = asyncio.create_task(pool.score_texts(["p"] * 2, ["a", "bb"]))
+    await asyncio.sleep(0.02)
+    pool.add_replica("1", Worker())
+    assert await scores == [101.0, 102.0]
+
+
+async def test_what_a_lost_replica_has_goes_to_others_without_counting_as_a_failure() -> None:
+    frozen, other = Worker(60), Worker()
+    pool = RewardPool([frozen], 2, 100, on_lost=lambda *loss: pytest.fail("whoever takes it out knows"))
+    scores = asyncio.create_task(pool.score_texts(["p"] * 3, ["a", "bb", "ccc"]))
+    await asyncio.sleep(0.02)
+    for reason in ("no sign of life", "again"):
+        pool.lose_replica("1", reason)
+    await asyncio.sleep(0.02)
+    pool.add_replica("2", other)
+    assert await scores == [101.0, 102.0, 103.0]
+    assert (frozen.batches, frozen.scored) == ([["a", "bb"]], [])
+    assert (other.batches, pool.num_retries, pool.metrics()["pool/lost"]) == ([["a", "bb"], ["ccc"]], 0, 1.0)
 
 
 async def test_a_replica_whose_process_is_gone_leaves_at_once() -> None:
@@ -192,13 +224,22 @@ async def test_a_replica_whose_process_is_gone_leaves_at_once() -> None:
 
 
 async def test_a_dead_last_replica_leaves_when_another_comes() -> None:
-    lost: list[str] = []
-    pool = RewardPool([Worker(error=ReplicaLostError("died"))], 4, 5, on_lost=lambda name, _: lost.append(name))
+    pool = RewardPool([Worker(error=ReplicaLostError("died"))], 4, 5)
     with pytest.raises(InfrastructureError, match="died"):
         await pool.score_texts(["p"], ["a"])
     pool.add_replica("new", Worker())
     assert await pool.score_texts(["p"], ["a"]) == [101.0]
-    assert (lost, pool.num_replicas) == (["1"], 1)
+    assert pool.num_replicas == 1
+
+
+async def test_the_text_of_a_dead_last_replica_waits_for_the_one_that_replaces_it() -> None:
+    lost: list[str] = []
+    pool = RewardPool([Worker(error=ReplicaLostError("died"))], 4, 5, on_lost=lambda name, _: lost.append(name))
+    score = asyncio.create_task(pool.score_one("p", "a"))
+    await asyncio.sleep(0.05)
+    assert (lost, pool.num_replicas, score.done()) == (["1"], 0, False)
+    pool.add_replica("2", Worker())
+    assert (await score).value == 101.0
 
 
 async def test_an_added_replica_takes_what_waits() -> None:
