@@ -18,7 +18,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export VLLM_NO_USAGE_STATS := 1
 
 .PHONY: help setup setup-dev demo smoke test-local lint bench bench-step bench-learner bench-memory bench-scoring \
-	parity clean
+	bench-async bench-dispatch bench-soak chaos parity clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -70,8 +70,20 @@ bench-memory: setup ## a learner rank's peak memory, measured and as the plan pr
 parity: setup ## every backend and algorithm against plain transformers over padded batches
 	$(PY) -m benchmarks.parity $(ARGS)
 
+bench-dispatch: setup ## what longest first, cache routing and cache-steered concurrency buy, real and simulated
+	$(PY) -m benchmarks.dispatch $(ARGS)
+
 bench-scoring: setup ## texts a second that the reward pool scores, against a plain transformers loop
 	$(PY) -m benchmarks.scoring $(ARGS)
+
+bench-async: setup ## generation and training on a core each: the asynchronous step against the longer of the two
+	$(PY) -m benchmarks.async_step $(ARGS)
+
+bench-soak: setup ## memory of every kind of process over 200 steps
+	$(PY) -m benchmarks.memory_curve $(ARGS)
+
+chaos: setup ## kill a run's processes at random 30 times, then audit what it left
+	$(PY) -m benchmarks.chaos $(ARGS)
 
 clean: ## remove environments, local models and caches; runs stay
 	rm -rf .venv .venv-cuda models build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -35,7 +35,6 @@ def run_rank(rank: int, tree: dict[str, Any], microbatches: int, address: str, f
         held_after = settle() - before
     trainer.publication.stage_weights(1)
     peaks["publish"] = peak_bytes() - before
-    trainer.publication.clear_staged()
     trainer.close()
     found = {"bytes": max(peaks.values()), "peaks": peaks, "before": before, "held": held, "held_after": held_after}
     Path(files[rank]).write_text(json.dumps(found))

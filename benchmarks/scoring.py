@@ -79,7 +79,9 @@ async def score_pool(options: argparse.Namespace, system: dict[str, Any], texts:
     """Time the pool on a local Ray runtime: every text is a request of its own, all are waiting from the start."""
     from launch.cluster import connect
     from launch.compose import compose
+    from launch.places import Places
     from launch.reward_replicas import RewardReplicas
+    from lwz_ray.failures import FailureLog
 
     replicas = system["replicas"]
     config = compose(
@@ -96,10 +98,12 @@ async def score_pool(options: argparse.Namespace, system: dict[str, Any], texts:
         ]
     )
     connect(config)
-    workers = RewardReplicas(config)
+    places = Places(config)
+    workers = RewardReplicas(config, places, FailureLog({}))
     try:
-        workers.create(None, [None] * replicas)
-        await workers.start()
+        workers.begin([places.outside("rewards") for _ in range(replicas)])
+        await workers.replicas.start()
+        await workers.open()
         pool = workers.pool
         assert pool is not None
         for _ in range(replicas):
