@@ -1,6 +1,7 @@
 """Weights & Biases: online with a key in the environment, offline without; never the end of a run."""
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from lwz_ray.records import Sample
 
 INIT_TIMEOUT_S = 60.0
 FINISH_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 60.0
 
 
 def wandb_mode(environ: Mapping[str, str]) -> str:
@@ -60,12 +62,13 @@ class WandbTracker:
         """Send nothing: texts stay in the run folder, where their owner decides who reads them."""
 
     def close(self) -> None:
-        """Finish the wandb run, waiting at most `FINISH_TIMEOUT_S` for its uploads."""
+        """Finish the wandb run, waiting `FINISH_TIMEOUT_S` for its uploads, then `STOP_TIMEOUT_S` for its file."""
         if self._run is None:
             return
         run, self._run = self._run, None
         try:
             run.finish()
+            _stop_service()
         except Exception as error:
             self._warn(f"did not finish ({type(error).__name__}: {error}); `wandb sync` can send what is on disk")
 
@@ -104,3 +107,18 @@ def _start(config: Config, folder: RunFolder, environ: Mapping[str, str], init_t
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run
+
+
+def _stop_service() -> None:
+    """Wait until wandb's service process has written everything and ended: `finish` alone returns before it has.
+
+    Raises:
+        TimeoutError: It had not ended after `STOP_TIMEOUT_S`.
+    """
+    import wandb
+
+    stopping = threading.Thread(target=wandb.teardown, name="wandb-teardown", daemon=True)
+    stopping.start()
+    stopping.join(STOP_TIMEOUT_S)
+    if stopping.is_alive():
+        raise TimeoutError(f"its service process had not ended after {STOP_TIMEOUT_S:.0f} s")
