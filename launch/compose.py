@@ -19,8 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from launch.paths import absolute_paths
-from launch.schema import Key, explain, key_of, known_keys, nearest, unknown_key
+from launch.schema import Key, explain, key_of, known_keys, map_of, nearest, unknown_key
 from lwz_ray.config import Config
+from lwz_ray.config_pipeline import PipelineConfig
 from lwz_ray.errors import UserError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -54,7 +55,25 @@ def compose(argv: Sequence[str]) -> Config:
         raise UserError(
             f"stage=scale needs {'=N or '.join(SCALED)}=N, or both: the number of Ray actors that the run is to have"
         )
+    _check_recipe_is_run(words, config)
+    if config.stage == "pipeline":
+        config = config.model_copy(update={"pipeline": _with_command(config.pipeline, argv)})
     return absolute_paths(config, Path.cwd(), os.environ)
+
+
+def _check_recipe_is_run(words: Words, config: Config) -> None:
+    """Raise UserError for `pipeline=zero` alone, which would run another stage; one that is named is meant."""
+    recipe = next((word for word in words.groups if word.startswith("pipeline=")), None)
+    named = any(name == "stage" for name, _ in words.values)
+    if recipe is not None and config.pipeline.stages and config.stage != "pipeline" and not named:
+        raise UserError(f"{recipe} without stage=pipeline would run stage={config.stage} alone: add stage=pipeline")
+
+
+def _with_command(pipeline: PipelineConfig, argv: Sequence[str]) -> PipelineConfig:
+    """The stages of a pipeline begin with the words of its own command line."""
+    if pipeline.command:
+        raise UserError("pipeline.command is set by the front door: give a stage words with pipeline.words.<stage>=[…]")
+    return pipeline.model_copy(update={"command": list(argv)})
 
 
 def scaled_keys(argv: Sequence[str]) -> list[str]:
@@ -148,7 +167,12 @@ def _parse_value(word: str, name: str, value: str, key: Key) -> Any:
     try:
         override = OverridesParser.create().parse_override(f"{name}={value}")
     except HydraException as error:
-        raise UserError(f"'{word}': cannot be read ({_one_line(error)}); {name} needs {key.needs}") from error
+        quote = (
+            f"; quote a text with other signs than letters in it: {name}=['a=b']"
+            if key.needs.startswith("a list")
+            else ""
+        )
+        raise UserError(f"'{word}': cannot be read ({_one_line(error)}); {name} needs {key.needs}{quote}") from error
     if override.is_sweep_override():
         raise UserError(f"'{word}': several values; one run takes one, write a list as {name}=[{value}]")
     return override.value()
@@ -173,7 +197,17 @@ def _lay_over(tree: DictConfig, name: str, value: Any) -> None:
     unknown = _unknown_inside(name, value)
     if unknown is not None:
         raise UserError(unknown_key(unknown))
-    OmegaConf.update(tree, name, value, merge=True)
+    keys = known_keys()
+    key, entered = key_of(name, keys), map_of(name, keys)
+    if entered is not None:
+        name, value = entered, {name.removeprefix(f"{entered}."): value}
+    # Sections with names of the user's choice: a map of them says which there are, and not what is added to a preset's.
+    whole = isinstance(value, dict) and key is not None and key.inside is not None
+    try:
+        OmegaConf.update(tree, name, value, merge=not whole)
+    except (OmegaConfBaseException, TypeError) as error:  # such as a list in the place of a map
+        needs = "another value" if key is None else key.needs
+        raise UserError(f"{name}={value!r} ({type(value).__name__}): needs {needs}") from error
 
 
 def _unknown_inside(name: str, value: Any) -> str | None:

@@ -2,9 +2,11 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from launch.stage_table import LOOKING
 from lwz_ray.config import Config
 from lwz_ray.errors import UserError
 
@@ -16,6 +18,7 @@ _DURABLE = (
     ("critic", "path"),
     ("rewards", "writing", "path"),
     ("rewards", "format", "embedding_path"),
+    ("evaluate", "judge_path"),
 )
 _OTHER = (
     ("data", "path"),
@@ -23,9 +26,21 @@ _OTHER = (
     ("preference", "path"),
     ("preference", "eval_path"),
     ("curate", "texts_path"),
+    ("curate", "chat_logs", "paths", "*"),
+    ("curate", "chat_logs", "benchmarks", "*"),
+    ("curate", "plans", "run"),
+    ("corpus", "sources", "*", "path"),
+    ("corpus", "eval_path"),
+    ("sft", "path"),
+    ("sft", "eval_path"),
+    ("benchmark", "path"),
+    ("benchmark", "baselines", "*"),
+    ("benchmark", "requirements"),
+    ("evaluate", "texts_path"),
     ("weights", "staging_dir"),
     ("learners", "deepspeed_config"),
 )
+"""Keys that hold paths; `*` stands for every entry of a map or a list."""
 
 
 def is_submitted_job(environ: Mapping[str, str]) -> bool:
@@ -53,21 +68,19 @@ def absolute_paths(config: Config, cwd: Path, environ: Mapping[str, str]) -> Con
     in_job = is_submitted_job(environ)
     refused: list[str] = []
     for keys in (*_DURABLE, *_OTHER):
-        section = tree
-        for key in keys[:-1]:
-            section = section[key]
-        value = section[keys[-1]]
-        if value is None:
-            continue
         # Stages that only look into a run folder load no model: theirs may be relative.
-        durable = keys in _DURABLE and (keys == ("run", "dir") or config.stage not in ("scale", "report"))
-        if value.startswith(HUB):
-            section[keys[-1]] = _model_name(".".join(keys), value) if durable else value
-        elif not value.startswith(PACKAGE) or durable:
-            path = Path(value).expanduser()
-            if in_job and durable and _is_lost(path, job_folder(cwd)):
-                refused.append(f"{'.'.join(keys)}={value!r}")
-            section[keys[-1]] = os.path.normpath(cwd / path)
+        durable = keys in _DURABLE and (keys == ("run", "dir") or config.stage not in LOOKING)
+        for name, section, last in _entries(tree, keys):
+            value = section[last]
+            if value is None:
+                continue
+            if value.startswith(HUB):
+                section[last] = _model_name(name, value) if durable else value
+            elif not value.startswith(PACKAGE) or durable:
+                path = Path(value).expanduser()
+                if in_job and durable and _is_lost(path, job_folder(cwd)):
+                    refused.append(f"{name}={value!r}")
+                section[last] = os.path.normpath(cwd / path)
     if refused:
         raise UserError(
             f"{', '.join(refused)}: relative, or inside the temporary folder of this submitted Ray job ({cwd}), where "
@@ -75,6 +88,18 @@ def absolute_paths(config: Config, cwd: Path, environ: Mapping[str, str]) -> Con
             "node sees"
         )
     return Config.model_validate(tree)
+
+
+def _entries(tree: Any, keys: Sequence[str], name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield each place that the keys name: its dotted name, the map or list that holds it, and its key there."""
+    head, *rest = keys
+    found = (list(tree) if isinstance(tree, Mapping) else range(len(tree))) if head == "*" else [head]
+    for key in found:
+        dotted = f"{name}.{key}" if name else str(key)
+        if rest:
+            yield from _entries(tree[key], rest, dotted)
+        else:
+            yield dotted, tree, key
 
 
 def _is_lost(path: Path, folder: Path) -> bool:

@@ -25,14 +25,31 @@ class Key:
     nullable: bool
     entries: "Key | None" = None
     """Of a map whose names are the user's to choose, what each entry must be."""
+    inside: "dict[str, Key] | None" = None
+    """Of a map of sections with such names, the keys of each."""
 
 
 def key_of(name: str, keys: Mapping[str, Key]) -> Key | None:
     """Return what is known of a dotted key, also of an entry in a map with free names; None for an unknown one."""
     if name in keys:
         return keys[name]
-    parent = keys.get(name.rpartition(".")[0])
-    return None if parent is None else parent.entries
+    parts = name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        parent, rest = keys.get(".".join(parts[:length])), parts[length + 1 :]
+        if parent is not None and parent.entries is not None:
+            # Where entries are no sections, a name may hold dots: benchmark.baselines.gpt-4.1.
+            return parent.entries if not rest or parent.inside is None else parent.inside.get(".".join(rest))
+    return None
+
+
+def map_of(name: str, keys: Mapping[str, Key]) -> str | None:
+    """Return the map with free names, none of them a section's, that a dotted key is an entry of."""
+    parts = name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        section = ".".join(parts[:length])
+        if section in keys and keys[section].entries is not None and keys[section].inside is None:
+            return section
+    return None
 
 
 def known_keys(model: type[BaseModel] = Config) -> dict[str, Key]:
@@ -54,12 +71,38 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 
 
 def unknown_key(name: str) -> str:
-    """Say that a key is unknown and which one is nearest."""
+    """Say that a key is unknown and which one is nearest, in a section that the user named among that section's own."""
     keys = known_keys()
-    closest = nearest(name, keys)
-    if keys[closest].is_section:
+    if (named := _named_section(name, keys)) is not None:
+        section, inside = named
+        rest = name.removeprefix(f"{section}.")
+        return f"unknown key '{name}': did you mean '{section}.{nearest(rest, inside)}'? (it has {', '.join(inside)})"
+    closest = nearest(name, [*keys, *_in_sections_named(name, keys)])
+    if closest in keys and keys[closest].is_section:
         return f"unknown key '{name}': did you mean a key of '{closest}'? (--cfg job lists them)"
     return f"unknown key '{name}': did you mean '{closest}'?"
+
+
+def _named_section(name: str, keys: Mapping[str, Key]) -> tuple[str, dict[str, Key]] | None:
+    """Return the section with a name of the user's that a key lies in, and the keys of such a section; None: in none.
+
+    Example: corpus.sources.books.pathh lies in corpus.sources.books, which has path, split, column and weight.
+    """
+    parts = name.split(".")
+    for length in range(1, len(parts) - 1):
+        parent = keys.get(".".join(parts[:length]))
+        if parent is not None and parent.inside is not None:
+            return ".".join(parts[: length + 1]), parent.inside
+    return None
+
+
+def _in_sections_named(name: str, keys: Mapping[str, Key]) -> Iterator[str]:
+    """Yield the keys of sections with names of the user's choice, where a part of `name` is taken for that choice."""
+    parts = name.split(".")
+    for section, key in keys.items():
+        depth = section.count(".") + 1
+        if key.inside is not None and len(parts) > depth + 1:
+            yield from (f"{section}.{parts[depth]}.{inner}" for inner in key.inside)
 
 
 def explain(error: ValidationError) -> str:
@@ -76,12 +119,17 @@ def _explain_one(error: Any) -> str:
         return str(error["ctx"]["error"])
     keys = known_keys()
     if loc and loc[-1] == "[key]":
+        parent = keys.get(".".join(map(str, loc[:-2])))
+        if parent is not None and parent.entries is not None:
+            return f"{'.'.join(map(str, loc[:-2]))}: the name {loc[-2]!r} {_needs_of_name(error)}"
         return unknown_key(".".join(map(str, loc[:-1])))
     dotted = ".".join(map(str, loc))
     if error["type"] == "extra_forbidden":
         return unknown_key(dotted)
     if error["type"] == "missing":
-        return f"missing key '{dotted}': needs {keys[dotted].needs}"
+        missing = key_of(dotted, keys)
+        assert missing is not None, dotted
+        return f"missing key '{dotted}': needs {missing.needs}"
     index = f"[{loc[-1]}]" if loc and isinstance(loc[-1], int) else ""
     key = dotted.removesuffix(f".{loc[-1]}") if index else dotted
     value = repr(error["input"])
@@ -89,6 +137,12 @@ def _explain_one(error: Any) -> str:
     found = key_of(key, keys)
     needs = error["msg"] if found is None else found.needs
     return f"{key}{index}={value} ({type(error['input']).__name__}): needs {needs}"
+
+
+def _needs_of_name(error: Any) -> str:
+    """Say what a name in a map has to be."""
+    pattern = error.get("ctx", {}).get("pattern")
+    return f"has to match {pattern}" if pattern else f"is refused: {error['msg']}"
 
 
 def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Key]]:
@@ -104,9 +158,11 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Key]]:
         members = _members(annotation)
         text = any(m is str or isinstance(_first_choice(m), str) for m in members)
         names, value = get_args(annotation) if get_origin(annotation) is dict else (None, None)
-        entry = Key(_needs(value, ()), is_section=False, is_text=False, nullable=False) if names is str else None
-        yield dotted, Key(needs, is_section=False, is_text=text, nullable=types.NoneType in members, entries=entry)
-        if names is not None:
+        free = names is not None and str in _members(names)
+        inside = known_keys(value) if isinstance(value, type) and issubclass(value, BaseModel) else None
+        entry = Key(_needs(value, ()), inside is not None, value is str, nullable=False) if free else None
+        yield dotted, Key(needs, False, text, types.NoneType in members, entries=entry, inside=inside)
+        if names is not None and not free:
             for choice in get_args(names):
                 yield f"{dotted}.{choice}", Key(_needs(value, ()), is_section=False, is_text=False, nullable=False)
 
@@ -131,6 +187,8 @@ def _needs(annotation: Any, metadata: Iterable[Any]) -> str:
         return f"one of {', '.join(map(str, args))}"
     if origin is list:
         return f"a list, each {_needs(args[0], ())}{_bounds(metadata)}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"a section with the keys {', '.join(annotation.model_fields)}"
     if origin is dict:
         return f"a map from {_needs(args[0], ())} to {_needs(args[1], ())}"
     return f"{_WORDS[annotation]}{_bounds(metadata)}"
@@ -148,7 +206,7 @@ def _bounds(metadata: Iterable[Any]) -> str:
         if (high := getattr(item, "max_length", None)) is not None:
             words.append(f" (at most {high})")
         if (pattern := getattr(item, "pattern", None)) is not None:
-            words.append(f" that matches {pattern} (it names a folder)")
+            words.append(f" that matches {pattern}")
     return " and".join(w for w in words if w)
 
 

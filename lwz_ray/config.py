@@ -4,13 +4,16 @@ The tree is plain pydantic: `launch/` composes YAML into a dict and validates it
 `conf/`, not here, so that one place shows what a run uses; optional fields are the exception.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from lwz_ray.config_algorithm import AlgorithmConfig, CriticConfig, check_critic
-from lwz_ray.config_base import Language, Node, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Share
+from lwz_ray.config_base import Node, NonNegative, Positive
+from lwz_ray.config_corpus import CorpusConfig, SftConfig
+from lwz_ray.config_evaluate import BenchmarkConfig, EvaluateConfig, GenerateConfig, ReportConfig
 from lwz_ray.config_failures import FailuresConfig
+from lwz_ray.config_pipeline import PipelineConfig
 from lwz_ray.config_rewards import (
     COMPONENTS,
     Component,
@@ -31,6 +34,17 @@ from lwz_ray.config_rooms import (
     RepetitionStopConfig,
     WeightsConfig,
 )
+from lwz_ray.config_run import (
+    ColumnsConfig,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    SamplingConfig,
+    TemplateConfig,
+    TrackingConfig,
+)
 from lwz_ray.config_stages import CurateConfig, PreferenceConfig
 from lwz_ray.staleness import check_no_deadlock
 
@@ -38,17 +52,21 @@ __all__ = [
     "COMPONENTS",
     "ActorsConfig",
     "AlgorithmConfig",
+    "BenchmarkConfig",
     "ClusterConfig",
     "ColumnsConfig",
     "Component",
     "Config",
+    "CorpusConfig",
     "CriticConfig",
     "CurateConfig",
     "DataConfig",
     "EvalConfig",
+    "EvaluateConfig",
     "FailuresConfig",
     "FormatRewardConfig",
     "FunctionRewardConfig",
+    "GenerateConfig",
     "JudgeConfig",
     "LearnersConfig",
     "LengthRewardConfig",
@@ -57,11 +75,14 @@ __all__ = [
     "Node",
     "OnFailure",
     "OptimizerConfig",
+    "PipelineConfig",
     "PreferenceConfig",
     "RepetitionStopConfig",
+    "ReportConfig",
     "RewardsConfig",
     "RunConfig",
     "SamplingConfig",
+    "SftConfig",
     "TemplateConfig",
     "TrackingConfig",
     "WatchConfig",
@@ -70,136 +91,11 @@ __all__ = [
 ]
 
 
-class RunConfig(Node):
-    """Where a run lives and how it continues."""
-
-    name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-    dir: str
-    """Parent of the run folder; absolute in a submitted Ray job."""
-    resume: Literal["never", "auto"]
-    lease_timeout_s: Annotated[float, Field(ge=3.0)]
-    """A driver that shows no life in the run folder for this long has lost it; it gives a sign every second."""
-    checkpoint_every_steps: Positive
-    checkpoint_async: bool
-    """Write a checkpoint while training goes on; false: wait for it."""
-    keep_checkpoints: Positive
-    """The newest."""
-    keep_best: NonNegative
-    """And the best by `best_metric`."""
-    best_metric: str | None
-    """A key of metrics.jsonl."""
-    best_mode: Literal["max", "min"]
-    git_revision: str | None = None
-    """Passed in where the code travels without `.git` (a submitted job)."""
-
-    @model_validator(mode="after")
-    def _best_has_a_metric(self) -> Self:
-        if self.keep_best and self.best_metric is None:
-            raise ValueError(
-                f"run.keep_best={self.keep_best} but run.best_metric is null: name a key of metrics.jsonl, such as "
-                "rewards/total, or set run.keep_best=0"
-            )
-        return self
-
-
-class ModelConfig(Node):
-    """The policy's Hugging Face folder."""
-
-    path: str
-    trust_remote_code: bool
-    max_length_tokens: Positive
-    """Prompt plus completion; at most the model's positions."""
-
-
-class ColumnsConfig(Node):
-    """Names of the source's columns; null where it has none."""
-
-    prompt: str
-    length_range: str | None
-    language: str | None
-    id: str | None
-    reference: str | None
-    """A reference answer, which judge.mode=pairwise_reference compares with."""
-
-
-class DataConfig(Node):
-    """A prompt source: a .jsonl or .parquet file, or `hub:owner/name`."""
-
-    path: str
-    split: str
-    columns: ColumnsConfig
-    languages: Annotated[list[Language], Field(min_length=1)]
-    """Requests in other languages are left out and counted."""
-    on_bad_row: Literal["error", "skip"]
-    max_prompt_tokens: Positive
-    """Longer prompts are left out and counted."""
-    shuffle: bool
-
-
-class EvalConfig(Node):
-    """Held-out evaluation with the same rewards as training."""
-
-    path: str
-    split: str
-    num_prompts: Positive
-    samples_per_prompt: Positive
-    every_steps: NonNegative
-    """0: only before and after training."""
-    bootstrap_resamples: Positive
-
-
-class TemplateConfig(Node):
-    """How a request becomes a prompt. `{request}` stands for the user's text."""
-
-    arm: Literal["think", "direct"]
-    en: str
-    zh: str
-    chat: bool
-    """Wrap in the tokenizer's chat template (instruct models) or use as plain text (base models)."""
-    prefill: str
-    """Text that the answer is made to start with; part of the prompt, known to the parser."""
-    stop: str
-
-    @model_validator(mode="after")
-    def _has_slot(self) -> Self:
-        for language in ("en", "zh"):
-            if "{request}" not in getattr(self, language):
-                raise ValueError(f"template.{language} has no {{request}} slot for the user's text")
-        return self
-
-
-class SamplingConfig(Node):
-    """Sampling while training; evaluation uses the same settings."""
-
-    temperature: PositiveFloat
-    top_p: Share
-    max_tokens: Positive
-
-
-class OptimizerConfig(Node):
-    """AdamW with linear warm-up to a constant rate."""
-
-    lr: PositiveFloat
-    betas: Annotated[list[float], Field(min_length=2, max_length=2)]
-    eps: PositiveFloat
-    weight_decay: NonNegativeFloat
-    warmup_steps: NonNegative
-    max_grad_norm: PositiveFloat
-
-
-class TrackingConfig(Node):
-    """wandb runs offline unless WANDB_API_KEY is set."""
-
-    wandb: bool
-    project: str
-    progress: bool
-
-
 class Config(Node):
     """A whole run, resolved."""
 
-    stage: Literal["rl", "train_rm", "curate", "scale", "report"]
-    recipe: Literal["degradations"] | None
+    stage: Literal["rl", "train_rm", "pretrain", "sft", "curate", "generate", "evaluate", "pipeline", "scale", "report"]
+    recipe: Literal["degradations", "chat_logs", "distill_plans"] | None
     """What stage=curate makes."""
     seed: NonNegative
     steps: Positive
@@ -220,6 +116,13 @@ class Config(Node):
     watch: WatchConfig
     preference: PreferenceConfig
     curate: CurateConfig
+    corpus: CorpusConfig
+    sft: SftConfig
+    generate: GenerateConfig
+    benchmark: BenchmarkConfig
+    evaluate: EvaluateConfig
+    pipeline: PipelineConfig
+    report: ReportConfig
     algorithm: AlgorithmConfig
     lora: LoraConfig
     optimizer: OptimizerConfig
@@ -241,13 +144,15 @@ class Config(Node):
                 f"group_size={self.group_size}: GRPO compares samples of one prompt, a group needs at least 2"
             )
         need = self.data.max_prompt_tokens + self.sampling.max_tokens
-        if need > self.model.max_length_tokens:
+        writes = self.stage in ("rl", "curate", "generate", "evaluate", "pipeline")
+        if writes and need > self.model.max_length_tokens:
             raise ValueError(
                 f"data.max_prompt_tokens={self.data.max_prompt_tokens} + "
                 f"sampling.max_tokens={self.sampling.max_tokens} = {need} exceeds "
                 f"model.max_length_tokens={self.model.max_length_tokens}: lower one of the first two"
             )
-        if self.model.max_length_tokens > self.learners.microbatch_tokens:
+        trains = self.stage in ("rl", "train_rm", "pretrain", "sft", "pipeline")
+        if trains and self.model.max_length_tokens > self.learners.microbatch_tokens:
             raise ValueError(
                 f"learners.microbatch_tokens={self.learners.microbatch_tokens} is below "
                 f"model.max_length_tokens={self.model.max_length_tokens}: the longest sample would not fit a microbatch"
@@ -256,7 +161,7 @@ class Config(Node):
             raise ValueError(
                 f"algorithm.minibatches={self.algorithm.minibatches} exceeds groups_per_step={self.groups_per_step}"
             )
-        if self.learners.device == "cuda" and self.actors.num_gpus < self.actors.tensor_parallel_size:
+        if writes and self.learners.device == "cuda" and self.actors.num_gpus < self.actors.tensor_parallel_size:
             raise ValueError(
                 f"actors.num_gpus={self.actors.num_gpus:g} is below "
                 f"actors.tensor_parallel_size={self.actors.tensor_parallel_size}: each shard needs a GPU"
@@ -292,5 +197,5 @@ class Config(Node):
                 "that steers learning cannot watch it; give it weight 0"
             )
         if self.stage == "curate" and self.recipe is None:
-            raise ValueError("stage=curate needs a recipe: recipe=degradations")
+            raise ValueError("stage=curate needs a recipe: degradations, chat_logs or distill_plans")
         return self

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from lwz_ray.config_base import Node, NonNegativeFloat, Positive, PositiveFloat, Share
+from lwz_ray.config_curate import ChatLogsConfig, PlansConfig
 
 Kind = Literal["shuffle", "repeat", "paraphrase", "cut", "drift", "mix", "hot"]
 
@@ -48,7 +49,7 @@ class PreferenceConfig(Node):
 
 
 class CurateConfig(Node):
-    """`stage=curate`: recipe degradations turns good texts into preference pairs."""
+    """`stage=curate`: the keys outside of `chat_logs` and `plans` are those of recipe degradations."""
 
     texts_path: str | None
     """The user's good texts (columns prompt, text; optional id); null: the policy model writes them to `data`."""
@@ -65,6 +66,8 @@ class CurateConfig(Node):
     """Of the high-temperature continuation."""
     held_out_share: Annotated[float, Field(gt=0, lt=1)]
     """Of the prompts; all texts and pairs of a prompt stay on one side."""
+    chat_logs: ChatLogsConfig
+    plans: PlansConfig
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

@@ -46,6 +46,10 @@ class RolloutRequest:
     """Upper end of the range that the prompt asks for; 0: not known."""
     round_index: int = 0
     """Training round that the group was admitted for; earlier ones are written first."""
+    top_p: float | None = None
+    """None: the engine's setting."""
+    json_schema: str | None = None
+    """A JSON schema, as JSON, that completions are held to; None: free text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +163,8 @@ class TrainSample:
     facts: "TokenFacts | None" = None
     returns: np.ndarray | None = None
     """float32 [num_tokens], what the critic's values are drawn to"""
+    source: int = 0
+    """Supervised training: index of the data source that the sample comes from."""
 
     def __post_init__(self) -> None:
         n = self.token_ids.shape[0]
