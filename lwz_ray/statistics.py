@@ -1,4 +1,4 @@
-"""Uncertainty of a difference: the paired bootstrap over prompts."""
+"""Uncertainty of means and differences: the bootstrap over prompts."""
 
 from dataclasses import dataclass
 
@@ -39,15 +39,35 @@ def paired_bootstrap(before: np.ndarray, after: np.ndarray, resamples: int, seed
     difference = after - before
     if not np.isfinite(difference).all():
         raise ValueError(f"{int((~np.isfinite(difference)).sum())} of {difference.size} differences are not finite")
+    return _bootstrap(difference, resamples, seed)
+
+
+def bootstrap_mean(values: np.ndarray, resamples: int, seed: int) -> Interval:
+    """Return the mean over prompts with its percentile 95% interval, prompts drawn with replacement.
+
+    values: float [num_prompts], the mean over each prompt's samples.
+    Raises ValueError on no prompts and on a number that is not finite.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"a bootstrap needs a non-empty 1-D array: {values.shape}")
+    if resamples < 1:
+        raise ValueError(f"resamples={resamples}: at least 1")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{int((~np.isfinite(values)).sum())} of {values.size} values are not finite")
+    return _bootstrap(values, resamples, seed)
+
+
+def _bootstrap(values: np.ndarray, resamples: int, seed: int) -> Interval:
     rng = np.random.default_rng(seed)
     means = np.empty(resamples, dtype=np.float64)
     # In chunks: all indices at once would be resamples * num_prompts * 8 bytes, 80 MB for 10,000 * 1,000.
     for start in range(0, resamples, CHUNK_ROWS):
         stop = min(start + CHUNK_ROWS, resamples)
-        drawn = rng.integers(0, difference.size, size=(stop - start, difference.size))
-        means[start:stop] = difference[drawn].mean(axis=1)
+        drawn = rng.integers(0, values.size, size=(stop - start, values.size))
+        means[start:stop] = values[drawn].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(mean=float(difference.mean()), low=float(low), high=float(high))
+    return Interval(mean=float(values.mean()), low=float(low), high=float(high))
 
 
 def bootstrap_ratios(sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:

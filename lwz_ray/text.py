@@ -56,6 +56,18 @@ def detect_language(text: str) -> Literal["en", "zh"]:
     return "zh" if _HAN.search(text) else "en"
 
 
+def half_character(text: str) -> int | None:
+    """Return the place, from 1, of the first half of a surrogate pair; None where there is none.
+
+    JSON can hold one, such as an emoji that was cut in two; no file can, since it has no form in UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start + 1
+    return None
+
+
 def ngrams(pieces: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
     """Yield the n-grams of a sequence in order; none where it is shorter than n."""
     return zip(*(pieces[i:] for i in range(n)), strict=False)
