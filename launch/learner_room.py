@@ -15,6 +15,7 @@ from launch.deepspeed_file import read_deepspeed_file
 from learners.group import LearnerGroup, Pack
 from learners.remote import LearnerActor
 from learners.settings import LearnerSettings
+from lwz_ray.chat_pairs import ChatPairBatches
 from lwz_ray.concurrency import answered
 from lwz_ray.config import Config
 from lwz_ray.errors import InfrastructureError, LearnerLostError
@@ -194,7 +195,7 @@ def learner_settings(config: Config, staging: tuple[str, ...], model_bytes: int)
     staging: folders for published weights; model_bytes: what they must hold.
     """
     room, optimizer = config.learners, config.optimizer
-    preference = config.stage == "train_rm"
+    objective, lr_schedule, sources = _objective(config)
     return LearnerSettings(
         model_path=config.model.path,
         trust_remote_code=config.model.trust_remote_code,
@@ -217,20 +218,32 @@ def learner_settings(config: Config, staging: tuple[str, ...], model_bytes: int)
         staging_bytes=model_bytes,
         timeout_s=room.step_timeout_s,
         seed=config.seed,
-        algorithm=None if preference else config.algorithm,
+        algorithm=config.algorithm if objective == "policy" else None,
         lora=config.lora if config.lora.rank else None,
         cpu_offload=room.cpu_offload,
         sequence_parallel=room.sequence_parallel,
         attention=room.attention,
         liger=room.liger,
         deepspeed_config=read_deepspeed_file(config),
-        objective="preference" if preference else "policy",
+        objective=objective,
         backend=room.backend,
         zero_stage=room.zero_stage,
         center_coefficient=config.preference.center_coefficient,
-        lr_schedule=config.preference.lr_schedule if preference else "constant",
-        total_steps=config.steps if preference else 0,
+        lr_schedule=lr_schedule,
+        total_steps=0 if objective == "policy" else config.steps,
+        sources=sources,
     )
+
+
+def _objective(config: Config) -> tuple[str, str, tuple[str, ...]]:
+    """Return what the stage's learners are trained on, how the rate falls, and the names of the data's sources."""
+    if config.stage == "train_rm":
+        return "preference", config.preference.lr_schedule, ()
+    if config.stage == "pretrain":
+        return "language_model", config.corpus.lr_schedule, tuple(config.corpus.sources)
+    if config.stage == "sft":
+        return "language_model", config.sft.lr_schedule, ChatPairBatches.names
+    return "policy", "constant", ()
 
 
 def critic_settings(config: Config, staging: tuple[str, ...]) -> LearnerSettings:

@@ -9,6 +9,8 @@ from learners.sequence_parallel import join_sequence_group
 from learners.settings import LearnerSettings
 from learners.value_model import ValueModel
 
+OBJECTIVES = ("policy", "language_model", "critic", "preference")
+"""The first two train the same network."""
 TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -17,8 +19,8 @@ def build_model(settings: LearnerSettings) -> PolicyModel | RewardModel | ValueM
 
     All kinds have `.layers`, the unit of sharding, and parameters named `lm.<Hugging Face name>`.
     """
-    if settings.objective not in ("policy", "critic", "preference"):
-        raise ValueError(f"objective={settings.objective!r}: use policy, critic or preference")
+    if settings.objective not in OBJECTIVES:
+        raise ValueError(f"objective={settings.objective!r}: use one of {', '.join(OBJECTIVES)}")
     path, trust, checkpointing = settings.model_path, settings.trust_remote_code, settings.activation_checkpointing
     sequence = join_sequence_group(settings.sequence_parallel, settings.timeout_s)
     kernels = (settings.attention, settings.liger, sequence)

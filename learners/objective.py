@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import torch
 
 from learners.critic_objective import CriticObjective
+from learners.language_objective import LanguageObjective
 from learners.policy_objective import PolicyObjective
 from learners.preference_objective import PreferenceObjective
 from learners.settings import LearnerSettings
@@ -40,6 +41,8 @@ def build_objective(settings: LearnerSettings) -> Objective:
         return PreferenceObjective(settings.center_coefficient)
     if settings.objective == "critic":
         return CriticObjective(settings.value_clip)
+    if settings.objective == "language_model":
+        return LanguageObjective(settings.sources)
     if settings.objective == "policy" and settings.algorithm is not None:
         return PolicyObjective(settings.algorithm, settings.temperature)
     raise ValueError(f"objective={settings.objective!r} needs LearnerSettings.algorithm")

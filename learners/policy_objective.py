@@ -32,21 +32,8 @@ class PolicyObjective:
     def logprobs(
         self, model: PolicyModel, batch: Microbatch, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logprobs and entropies of the trained tokens, float32 [num_trained], at least one row of each.
-
-        Without a trained token there is one untrained row: this rank must take part in the collectives of the others.
-        """
-        rows, targets = batch.rows, batch.targets
-        if batch.num_trained == 0:
-            rows = targets = np.zeros(1, dtype=np.int64)
-        return model(
-            torch.from_numpy(batch.token_ids)[None].to(device),
-            torch.from_numpy(batch.position_ids)[None].to(device),
-            batch.segments,
-            torch.from_numpy(rows).to(device),
-            torch.from_numpy(targets).to(device),
-            self.temperature,
-        )
+        """Return what `trained_logprobs` does, at the temperature of sampling."""
+        return trained_logprobs(model, batch, device, self.temperature)
 
     def facts(self, model: PolicyModel, batch: Microbatch, device: torch.device) -> dict[str, torch.Tensor]:
         """Return `old_logprobs` of the trained tokens, float32 [num_trained], without gradient."""
@@ -128,6 +115,26 @@ class PolicyObjective:
                 out[f"train/age_{age}_mismatch"] = totals[f"age_{age}_mismatch"] / count
                 out[f"train/age_{age}_bounded"] = totals[f"age_{age}_bounded"] / count
         return out
+
+
+def trained_logprobs(
+    model: PolicyModel, batch: Microbatch, device: torch.device, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logprobs and entropies of the trained tokens, float32 [num_trained], at least one row of each.
+
+    Without a trained token there is one untrained row: this rank must take part in the collectives of the others.
+    """
+    rows, targets = batch.rows, batch.targets
+    if batch.num_trained == 0:
+        rows = targets = np.zeros(1, dtype=np.int64)
+    return model(
+        torch.from_numpy(batch.token_ids)[None].to(device),
+        torch.from_numpy(batch.position_ids)[None].to(device),
+        batch.segments,
+        torch.from_numpy(rows).to(device),
+        torch.from_numpy(targets).to(device),
+        temperature,
+    )
 
 
 def _sums_by_age(ages: torch.Tensor, mismatch: torch.Tensor, bounded: torch.Tensor) -> torch.Tensor:

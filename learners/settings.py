@@ -36,7 +36,7 @@ class LearnerSettings:
     """Of every collective and of the rendezvous."""
     seed: int
     objective: str = "policy"
-    """policy | critic | preference: which network is built and what it is trained on."""
+    """policy | language_model | critic | preference: which network is built and what it is trained on."""
     backend: str = "fsdp"
     """fsdp | deepspeed"""
     zero_stage: int = 2
@@ -46,14 +46,17 @@ class LearnerSettings:
     center_coefficient: float = 0.0
     """Preference only: see `lwz_ray.preference_loss.preference_loss`."""
     lr_schedule: str = "constant"
-    """After warm-up: constant | linear, to 0 at `total_steps`."""
+    """After warm-up: constant | linear | cosine; the last two would reach 0 at `total_steps`."""
     total_steps: int = 0
-    """Optimizer steps of the whole run, warm-up included; the linear schedule needs it."""
+    """Optimizer steps of the whole run, warm-up included; the falling schedules need it. Later steps keep the last
+    one's rate: where a token budget ends the run, their number is not known exactly."""
 
     algorithm: AlgorithmConfig | None = None
     """Policy and critic only."""
     value_clip: float | None = None
     """Critic only: see `CriticConfig`."""
+    sources: tuple[str, ...] = ()
+    """Language model only: names of the data sources by index, whose losses are reported apart."""
     lora: LoraConfig | None = None
     """None: every weight is trained."""
     cpu_offload: bool = False
@@ -67,5 +70,5 @@ class LearnerSettings:
     """The content of the user's file, merged over what `learners.deepspeed` generates."""
 
     def __post_init__(self) -> None:
-        if self.lr_schedule == "linear" and self.total_steps < 1:
-            raise ValueError(f"lr_schedule=linear needs total_steps, got {self.total_steps}")
+        if self.lr_schedule != "constant" and self.total_steps < 1:
+            raise ValueError(f"lr_schedule={self.lr_schedule} needs total_steps, got {self.total_steps}")

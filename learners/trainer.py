@@ -78,13 +78,19 @@ class Trainer:
         return total, self.backend.clip_gradients(self.settings.max_grad_norm)
 
     def _learning_rate(self) -> float:
-        """Linear warm-up over the first optimizer steps, then constant, or linear to 0 after `total_steps`."""
-        warmup, total, step = self.settings.warmup_steps, self.settings.total_steps, self.optimizer_steps
-        if step < warmup:
-            return self.settings.lr * (step + 1) / warmup
-        if self.settings.lr_schedule == "linear":
-            return self.settings.lr * max(0.0, (total - step) / max(1, total - warmup))
-        return self.settings.lr
+        """Return the rate of the next optimizer step: linear warm-up, then `lr_schedule`.
+
+        With u = (step - warmup) / (total - warmup): linear 1 - u, cosine (1 + cos(pi u)) / 2 (arXiv 1608.03983 eq. 5
+        without restarts). The last of `total_steps` still has a rate above 0; steps beyond keep it.
+        """
+        settings, step = self.settings, self.optimizer_steps
+        if step < settings.warmup_steps:
+            return settings.lr * (step + 1) / settings.warmup_steps
+        if settings.lr_schedule == "constant":
+            return settings.lr
+        last = max(settings.warmup_steps, settings.total_steps - 1)
+        u = (min(step, last) - settings.warmup_steps) / max(1, settings.total_steps - settings.warmup_steps)
+        return settings.lr * (1.0 - u if settings.lr_schedule == "linear" else (1.0 + math.cos(math.pi * u)) / 2.0)
 
     def annotate(self, microbatches: Sequence[Microbatch]) -> list[dict[str, np.ndarray]]:
         """Return what the present weights, and the reference, say of each row's trained tokens.

@@ -44,6 +44,8 @@ class Microbatch:
     """int64 [num_trained], 0 … num_samples - 1: which sample of the row a trained token belongs to"""
     sample_index: np.ndarray
     """int64 [num_samples]: each sample's place in the list that was packed"""
+    sample_source: np.ndarray
+    """int64 [num_samples]: the data source of each sample, by index"""
     old_logprobs: np.ndarray | None = None
     """float32 [num_trained]; this and the next three are None where the samples do not carry them"""
     ref_logprobs: np.ndarray | None = None
@@ -161,6 +163,7 @@ class _Row:
     def __init__(self) -> None:
         self._tokens = TokenRow()
         self._indices: list[int] = []
+        self._sources: list[int] = []
         self._trained: list[dict[str, np.ndarray]] = []
 
     def add(self, samples: Sequence[TrainSample], indices: Sequence[int]) -> None:
@@ -186,6 +189,7 @@ class _Row:
                 }
             )
         self._indices.extend(indices)
+        self._sources.extend(sample.source for sample, _ in zip(samples, indices, strict=False))
 
     def build(self) -> Microbatch:
         """Raises ValueError where some samples of a row carry a column that others lack."""
@@ -195,7 +199,8 @@ class _Row:
             raise ValueError(f"some samples of a microbatch have {', '.join(lacking)} and some have not")
         columns = {n: np.concatenate([c[n] for c in self._trained]) for n in names}
         ids, positions, segments = self._tokens.columns()
-        return Microbatch(ids, positions, segments, sample_index=np.asarray(self._indices, dtype=np.int64), **columns)
+        index, source = (np.asarray(column, dtype=np.int64) for column in (self._indices, self._sources))
+        return Microbatch(ids, positions, segments, sample_index=index, sample_source=source, **columns)
 
 
 def _token_columns(sample: TrainSample, trained: np.ndarray) -> dict[str, np.ndarray]:

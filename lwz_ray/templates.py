@@ -55,44 +55,62 @@ def parse_completion(text: str, arm: Arm, prefill: str = "") -> ParsedText:
     return walk.result()
 
 
-class _Walk:
-    """Read text and tags from left to right; `inside` names the segment that is open."""
+class TagOrder:
+    """Takes the tags of a text from left to right and tells those in their place from strays."""
 
     def __init__(self, arm: Arm) -> None:
-        self._expected = _TAGS[arm]
+        self.expected = _TAGS[arm]
+        self.in_place: set[str] = set()
+        self.inside = ""
+        """The segment that is open: think, answer, or none of them."""
+
+    def take(self, tag: str) -> bool:
+        """Say whether a tag is in its place; if so it opens or closes its segment."""
+        if not self._fits(tag):
+            return False
+        self.in_place.add(tag)
+        self.inside = "" if tag.startswith("</") else _name(tag)
+        return True
+
+    def _fits(self, tag: str) -> bool:
+        if tag not in self.expected or tag in self.in_place:
+            return False
+        if tag.startswith("</"):
+            return self.inside == _name(tag)
+        return not self.inside and not (tag == "<think>" and "<answer>" in self.in_place)
+
+
+def _name(tag: str) -> str:
+    return tag.strip("</>")
+
+
+class _Walk:
+    """Read text and tags from left to right, and keep what stands in the segments."""
+
+    def __init__(self, arm: Arm) -> None:
+        self._order = TagOrder(arm)
         self._segments: dict[str, list[str]] = {}
-        self._in_place: set[str] = set()
         self._strays = 0
         self._outside = False
-        self._inside = ""
 
     def text(self, piece: str) -> None:
-        if self._inside:
-            self._segments[self._inside].append(piece)
+        if self._order.inside:
+            self._segments[self._order.inside].append(piece)
         elif piece.strip():
             self._outside = True
 
     def tag(self, tag: str) -> None:
-        name = tag.strip("</>")
-        if self._fits(tag, name):
-            self._in_place.add(tag)
-            self._inside = "" if tag.startswith("</") else name
-            self._segments.setdefault(name, [])
+        if self._order.take(tag):
+            self._segments.setdefault(_name(tag), [])
             return
         self._strays += 1
         # A stray inside a segment is part of what was written there; it is not taken out of the text.
-        if self._inside:
-            self._segments[self._inside].append(tag)
-
-    def _fits(self, tag: str, name: str) -> bool:
-        if tag not in self._expected or tag in self._in_place:
-            return False
-        if tag.startswith("</"):
-            return self._inside == name
-        return not self._inside and not (name == "think" and "answer" in self._segments)
+        if self._order.inside:
+            self._segments[self._order.inside].append(tag)
 
     def result(self) -> ParsedText:
         think, answer = ("".join(s).strip() if (s := self._segments.get(k)) is not None else None for k in _SEGMENTS)
-        empty = "</answer>" in self._in_place and not answer
-        found = len(self._in_place) / (len(self._expected) + self._strays + (self._outside or empty))
+        in_place, expected = self._order.in_place, self._order.expected
+        empty = "</answer>" in in_place and not answer
+        found = len(in_place) / (len(expected) + self._strays + (self._outside or empty))
         return ParsedText(think=think, answer=answer, well_formed=found == 1.0, segments_found=found)
