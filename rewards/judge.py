@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Literal
 
+from lwz_ray.chat import ChatFailedError
 from lwz_ray.concurrency import together
 from lwz_ray.config import JudgeConfig
 from lwz_ray.errors import RewardFailure, UserError
 from lwz_ray.records import Prompt
-from rewards.judge_client import JudgeClient, JudgeFailedError
+from rewards.judge_client import JudgeClient
 from rewards.judge_prompts import PairQuestion, PointwiseQuestion
 
 _REMEDY = "fill the column that data.columns.reference names, or set judge.mode=pointwise"
@@ -90,7 +91,7 @@ class Judge:
             question = PointwiseQuestion(config.rubric, (low, high), prompt.text, answer)
             return await self._client.ask(question, stop_at)
         if prompt.reference is None:
-            raise JudgeFailedError(
+            raise ChatFailedError(
                 "no_reference",
                 f"prompt {prompt.prompt_id} has no reference answer: {_REMEDY}",
                 "data",
@@ -128,8 +129,8 @@ class Judge:
             async with asyncio.timeout(max(0.0, stop_at - time.monotonic())):
                 return await verdict()
         except TimeoutError:
-            failed = JudgeFailedError("deadline", f"no verdict of the judge within {self._limit_s:g} s")
-        except JudgeFailedError as error:
+            failed = ChatFailedError("deadline", f"no verdict of the judge within {self._limit_s:g} s")
+        except ChatFailedError as error:
             failed = error
         self._client.count_failure(failed.reason)
         return RewardFailure("judge", str(failed), failed.blame)

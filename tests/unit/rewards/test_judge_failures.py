@@ -6,8 +6,9 @@ import logging
 import pytest
 
 from lwz_ray.errors import RewardFailure, UserError
+from rewards.endpoint_settings import check_judge_settings
 from rewards.judge import Judge
-from rewards.judge_client import REASONS, check_judge_settings
+from rewards.judge_client import REASONS
 from tests.metric_docs import documented_keys
 from tests.unit.rewards.judge_parts import DOWN, KEY, MALFORMED, PROMPT, counted, judge_config, judging, only_failure
 from tests.unit.rewards.judge_server import GOOD, JudgeServer, Reply, serve
@@ -144,6 +145,10 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_sent(monkeypat
     with pytest.raises(UserError, match=r"holds a user name or password for example\.org") as caught:
         check_judge_settings(judge_config(f"https://me:{KEY}@example.org/v1"))
     assert KEY not in str(caught.value)
+    for ending in (f"?api-key={KEY}", f"#{KEY}"):
+        with pytest.raises(UserError, match=r"judge\.base_url: what stands after .*example\.org/v1 cannot") as caught:
+            check_judge_settings(judge_config(f"https://example.org/v1{ending}"))
+        assert KEY not in str(caught.value)
     with pytest.raises(ValueError, match="give both or neither"):
         judge_config("http://x/v1", price_input=1.0)
 

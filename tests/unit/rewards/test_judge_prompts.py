@@ -4,7 +4,9 @@ import re
 
 import pytest
 
-from rewards.judge_prompts import MalformedVerdictError, PairQuestion, PointwiseQuestion, Question, response_format
+from lwz_ray.verdicts import MalformedVerdictError
+from rewards.endpoint import response_format
+from rewards.judge_prompts import PairQuestion, PointwiseQuestion, Question
 from tests.unit.rewards.judge_server import texts_of
 
 POINTWISE = PointwiseQuestion("Is it {kind}?", (1, 5), "Greet me.", "Hello!")
@@ -63,7 +65,7 @@ def test_a_pair_is_won_tied_or_lost() -> None:
 
 
 def test_the_schema_is_what_the_endpoint_is_held_to() -> None:
-    wanted = response_format("json_schema", POINTWISE)
+    wanted = response_format("json_schema", POINTWISE.schema())
     assert wanted is not None
     schema = wanted["json_schema"].pop("schema")
     assert wanted == {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True}}
@@ -75,8 +77,9 @@ def test_the_schema_is_what_the_endpoint_is_held_to() -> None:
     }
     assert schema["additionalProperties"] is False
     assert PAIR.schema()["properties"]["winner"]["enum"] == ["first", "second", "tie"]
-    assert response_format("json_object", PAIR) == {"type": "json_object"}
-    assert response_format("none", PAIR) is None
+    assert response_format("json_object", PAIR.schema()) == {"type": "json_object"}
+    assert response_format("none", PAIR.schema()) is None
+    assert response_format("json_schema", None) is None
 
 
 def test_the_rubric_and_the_texts_arrive_unchanged() -> None:
