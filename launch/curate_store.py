@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from launch.files import iter_json_lines, replacing, to_json
+from launch.files import append_line, complete_lines, replacing, to_json
 from lwz_ray.config import Config
 from lwz_ray.degrading import Degraded
 from lwz_ray.good_texts import GoodText
@@ -34,25 +34,26 @@ class CurateStore:
     def read_texts(self) -> dict[str, tuple[list[GoodText], dict[str, int]]]:
         """Return prompt id -> its good texts and the counts of those left out, of the prompts that are done."""
         return {
-            row["prompt_id"]: ([GoodText(**t) for t in row["texts"]], row["left_out"]) for row in _whole(self._texts)
+            row["prompt_id"]: ([GoodText(**t) for t in row["texts"]], row["left_out"])
+            for row in complete_lines(self._texts)
         }
 
     def add_texts(self, prompt_id: str, texts: list[GoodText], left_out: Mapping[str, int]) -> None:
         """Keep one prompt's texts."""
         rows = [{name: getattr(t, name) for name in GoodText.__slots__} for t in texts]
-        _append(self._texts, {"prompt_id": prompt_id, "texts": rows, "left_out": dict(left_out)})
+        append_line(self._texts, {"prompt_id": prompt_id, "texts": rows, "left_out": dict(left_out)})
 
     def read_degraded(self) -> dict[tuple[str, int], Degraded]:
         """Return (prompt id, sample) -> what became of it, of the texts that are done."""
         return {
             (row["prompt_id"], row["sample"]): Degraded(row["rejected"], row["missing"], row["ways"])
-            for row in _whole(self._degraded)
+            for row in complete_lines(self._degraded)
         }
 
     def add_degraded(self, text: GoodText, done: Degraded) -> None:
         """Keep what became of one text."""
         row = {"prompt_id": text.prompt_id, "sample": text.sample}
-        _append(self._degraded, {**row, "rejected": done.rejected, "missing": done.missing, "ways": done.ways})
+        append_line(self._degraded, {**row, "rejected": done.rejected, "missing": done.missing, "ways": done.ways})
 
     def publish(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write both files of pairs, each whole."""
@@ -68,18 +69,3 @@ def settings_key(config: Config) -> str:
     shaping = {name: tree[name] for name in ("recipe", "seed", "model", "data", "template", "sampling", "curate")}
     shaping["dtype"] = config.actors.dtype
     return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _whole(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines; a cut last line is removed from the file, or the next one would continue it."""
-    cut: list[str] = []
-    rows = list(iter_json_lines(path, cut))
-    if cut:
-        with replacing(path) as file:
-            file.writelines(to_json(row) + "\n" for row in rows)
-    return rows
-
-
-def _append(path: Path, row: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(to_json(row) + "\n")

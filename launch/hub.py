@@ -4,6 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from launch.stage_table import reads_policy
 from lwz_ray.config import Config
 from lwz_ray.errors import UserError
 
@@ -12,16 +13,19 @@ FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
 def with_local_models(config: Config) -> Config:
-    """Return the config with the paths of policy, critic and reward model as folders; hub names are downloaded.
+    """Return the config with the paths of policy, critic, reward model and judge as folders; hub names are downloaded.
 
     On several nodes the hub's cache must be on storage that every node sees, or each node's cache must hold the model.
     """
     tree = config.model_dump()
-    tree["model"]["path"] = _local("model.path", config.model.path)
+    if reads_policy(config):
+        tree["model"]["path"] = _local("model.path", config.model.path)
     if config.critic.path is not None and config.algorithm.uses_critic:
         tree["critic"]["path"] = _local("critic.path", config.critic.path)
     if config.rewards.writing.path is not None:
         tree["rewards"]["writing"]["path"] = _local("rewards.writing.path", config.rewards.writing.path)
+    if config.evaluate.judge_path is not None and config.stage == "evaluate":
+        tree["evaluate"]["judge_path"] = _local("evaluate.judge_path", config.evaluate.judge_path)
     return Config.model_validate(tree)
 
 

@@ -1,11 +1,26 @@
 """The part of the plan that belongs to `stage=curate`: how much is written and kept."""
 
+from launch.memory import Estimate, rollout_estimate
+from launch.shapes import ModelShape
 from lwz_ray.config import Config
 
+NO_MODEL = "  no model is needed: none of the Ray actors of this plan is started"
 
-def batch_curate(config: Config) -> list[str]:
-    """Return the lines about texts and pairs; the source is read, nothing is started."""
-    from launch.stages.curate import needs_model, read_sources
+
+def estimates(config: Config, shape: ModelShape) -> list[Estimate]:
+    """Return the memory of the stage's engines."""
+    return [rollout_estimate(config, shape)]
+
+
+def batch(config: Config) -> list[str]:
+    """Return the lines about what is made; sources are read, nothing is started."""
+    if config.recipe == "chat_logs":
+        return _chat_logs(config)
+    return _plans(config) if config.recipe == "distill_plans" else _degradations(config)
+
+
+def _degradations(config: Config) -> list[str]:
+    from launch.stages.curate_degradations import needs_model, read_sources
 
     curate, limit = config.curate, config.sampling.max_tokens
     sources, _ = read_sources(config, None)
@@ -20,6 +35,21 @@ def batch_curate(config: Config) -> list[str]:
         lines.append(
             f"  {num_texts} texts x at most {limit:,} tokens = {tokens:,} tokens, and at most as many to spoil them"
         )
-    if not needs_model(config):
-        lines.append("  no model is needed: none of the Ray actors below is started")
-    return lines
+    return lines if needs_model(config) else [*lines, NO_MODEL]
+
+
+def _chat_logs(config: Config) -> list[str]:
+    logs = config.curate.chat_logs
+    rows = "all rows" if logs.max_rows is None else f"the first {logs.max_rows:,} rows"
+    lines = [
+        "recipe chat_logs",
+        f"  {rows} of each of {len(logs.paths)} sources; who is asked: {logs.asked}, at most "
+        f"{logs.max_attempts} times a request",
+    ]
+    return lines if logs.asked == "engine" else [*lines, NO_MODEL]
+
+
+def _plans(config: Config) -> list[str]:
+    plans = config.curate.plans
+    limit = "all" if plans.max_plans is None else f"at most {plans.max_plans:,}"
+    return ["recipe distill_plans", f"  {limit} plans of the samples of {plans.run}", NO_MODEL]

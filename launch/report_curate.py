@@ -1,5 +1,6 @@
 """The tables of `stage=curate` in its report."""
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,8 +8,55 @@ from launch.files import iter_json_lines
 from launch.report_data import RunData
 from launch.report_sections import Section
 
+RECIPES = {
+    "degradations": "launch.report_curate:degradation_sections",
+    "chat_logs": "launch.report_chat_logs:chat_log_sections",
+    "distill_plans": "launch.report_plans:plan_sections",
+}
+"""Of each recipe, module and function that returns the tables of a run."""
+SETTINGS: dict[str, tuple[tuple[str, str], ...]] = {
+    "degradations": (
+        ("Model", "model.path"),
+        ("Prompts", "data.path"),
+        ("Good texts", "curate.texts_path"),
+        ("Texts a prompt", "curate.samples_per_prompt"),
+        ("Kinds", "curate.kinds"),
+        ("Held-out share of the prompts", "curate.held_out_share"),
+        ("Completion tokens, at most", "sampling.max_tokens"),
+        ("Seed", "seed"),
+    ),
+    "chat_logs": (
+        ("Chat logs", "curate.chat_logs.paths"),
+        ("Rows of each, at most", "curate.chat_logs.max_rows"),
+        ("Who is asked", "curate.chat_logs.asked"),
+        ("Model of an engine", "model.path"),
+        ("Model of an endpoint", "judge.model"),
+        ("Words of a request, at most", "curate.chat_logs.max_request_words"),
+        ("Similarity of near-duplicates", "curate.chat_logs.minhash_threshold"),
+        ("Flagged rows are left out", "curate.chat_logs.drop_flagged"),
+        ("Benchmarks", "curate.chat_logs.benchmarks"),
+        ("Upper end of a range, at most", "curate.chat_logs.max_upper_words"),
+        ("Width of a range, at most", "curate.chat_logs.max_width_words"),
+        ("Seed", "seed"),
+    ),
+    "distill_plans": (
+        ("Run that is read", "curate.plans.run"),
+        ("Length reward, at least", "curate.plans.min_reward"),
+        ("Words of a plan, at least", "curate.plans.min_plan_words"),
+        ("Unfinished plans", "curate.plans.on_unfinished"),
+        ("Plans, at most", "curate.plans.max_plans"),
+    ),
+}
+"""By recipe."""
+
 
 def curate_sections(run: RunData) -> list[Section]:
+    """Return the tables of the run's recipe."""
+    module, _, function = RECIPES[run.config["recipe"]].partition(":")
+    return getattr(importlib.import_module(module), function)(run)
+
+
+def degradation_sections(run: RunData) -> list[Section]:
     """Return what became of texts and pairs; nothing where the run ended before it had any."""
     found = (run.summary or {}).get("curate") or {}
     if "kinds" not in found:

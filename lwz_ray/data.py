@@ -19,7 +19,8 @@ from lwz_ray.sources import BadRow, Row, read_rows
 from lwz_ray.text import detect_language
 
 LEFT_OUT = ("bad_rows", "other_language", "unfulfillable", "missing_range", "too_long")
-_LANGUAGES = {"en": "en", "english": "en", "zh": "zh", "chinese": "zh", "zh-cn": "zh", "zh-tw": "zh", "zh-hans": "zh"}
+LANGUAGES = {"en": "en", "english": "en", "zh": "zh", "chinese": "zh", "zh-cn": "zh", "zh-tw": "zh", "zh-hans": "zh"}
+"""Names of languages, in small letters, that data sets use for ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,7 @@ def _language(value: Any, text: str) -> str:
     if value is None:
         return detect_language(text)
     name = str(value).strip().lower()
-    return _LANGUAGES.get(name, name)
+    return LANGUAGES.get(name, name)
 
 
 def _parse_range(value: Any, columns: ColumnsConfig) -> tuple[int, int] | None:

@@ -49,6 +49,8 @@ def local_file(path: str) -> Path:
     Raises UserError where it does not exist.
     """
     file = _package_file(path) if path.startswith(PACKAGE) else Path(path).expanduser()
+    if file.is_dir():
+        raise UserError(f"data source {path!r}: a folder, where a file is needed")
     if not file.is_file():
         raise UserError(f"data source {path!r}: no such file" + (f" ({file})" if str(file) != path else ""))
     return file
@@ -66,10 +68,12 @@ def _read_jsonl(file: Path) -> Iterator[Row]:
     with file.open("rb") as lines:
         for number, raw in enumerate(lines, start=1):
             if raw.strip():
-                yield Row(f"line {number}", _parse_line(raw.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")))
+                yield Row(f"line {number}", parse_line(raw))
 
 
-def _parse_line(raw: bytes) -> dict[str, Any] | BadRow:
+def parse_line(raw: bytes) -> dict[str, Any] | BadRow:
+    """Return the object of one line of a .jsonl file, or what is wrong with it."""
+    raw = raw.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
     try:
         content = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -94,18 +98,22 @@ def _read_parquet(file: Path) -> Iterator[Row]:
             yield Row(f"row {number}", content)
 
 
-def _read_hub(path: str, split: str) -> Iterator[Row]:
+def load_hub(path: str, split: str) -> Any:
+    """Return the `datasets.Dataset` of `hub:owner/name`; raises UserError where it cannot be loaded."""
     import datasets
 
     name = path.removeprefix(HUB)
     try:
-        rows = datasets.load_dataset(name, split=split)
+        return datasets.load_dataset(name, split=split)
     except Exception as error:  # the library raises many kinds: names, splits, network, cache
         raise UserError(
             f"data source {path!r}, split {split!r}: cannot be loaded ({type(error).__name__}: {_one_line(error)}); "
             "without a network name a local .jsonl or .parquet file"
         ) from error
-    for number, content in enumerate(rows, start=1):
+
+
+def _read_hub(path: str, split: str) -> Iterator[Row]:
+    for number, content in enumerate(load_hub(path, split), start=1):
         yield Row(f"row {number}", dict(content))
 
 
