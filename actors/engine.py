@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from actors.load import EngineLoad
 from actors.repetition_stop import RepetitionRule
-from actors.streams import CompletionStream
+from actors.streams import CompletionStream, PieceStream
 from actors.tasks import WorkerRequest
 from lwz_ray.errors import InfrastructureError
 
@@ -69,6 +69,10 @@ class Engine(Protocol):
         A task with a prior is gone on with, and comes back whole: its tokens, logprobs, version spans and text. At a
         task's deadline it ends with finish reason `abort`.
         """
+        ...
+
+    def pieces(self, request: WorkerRequest, request_id: str) -> PieceStream:
+        """Yield the text of the request's only task as it is written, then its completion, the same as `stream`'s."""
         ...
 
     async def pause(self) -> None:

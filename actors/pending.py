@@ -138,4 +138,11 @@ def worker_request(
         sample.sent_at = now
         sample.first_sent_at = now if sample.first_sent_at is None else sample.first_sent_at
         sample.num_together = len(samples)
-    return WorkerRequest(tuple(request.prompt_token_ids), tuple(tasks), request.temperature, request.max_tokens)
+    return WorkerRequest(
+        tuple(request.prompt_token_ids),
+        tuple(tasks),
+        request.temperature,
+        request.max_tokens,
+        request.top_p,
+        request.json_schema,
+    )

@@ -1,7 +1,7 @@
 """Ray actors of the generating side: thin shells around plain classes. The only file of this room that imports ray."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import ray
@@ -10,7 +10,7 @@ from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from actors import orphans
 from actors.engine import EngineLostError, EngineSettings
 from actors.load import EngineLoad
-from actors.streams import CompletionStream, StreamCall
+from actors.streams import CompletionStream, PieceCall, PieceStream, StreamCall
 from actors.tasks import WorkerRequest
 from actors.vllm_engine import VllmEngine
 from actors.worker import RolloutWorker
@@ -18,15 +18,25 @@ from lwz_ray.weights import Bucket
 
 
 def stream_of(handle: Any) -> StreamCall:
-    """Return the calls of a Ray actor's `stream` as an async generator here.
+    """Return the calls of a Ray actor's `stream` as an async generator here."""
+    return _generator(handle.stream)
+
+
+def pieces_of(handle: Any) -> PieceCall:
+    """Return the calls of a Ray actor's `pieces` as an async generator here."""
+    return _generator(handle.pieces)
+
+
+def _generator(method: Any) -> Any:
+    """Return the calls of a Ray actor's generator method as an async generator here.
 
     Ray holds nothing back: the actor runs ahead of a slow reader by at most one request. A reader that stops early
     cancels the task, and with it what the engine is still writing. An actor that is gone raises EngineLostError; what
     it raised itself keeps its kind.
     """
 
-    async def stream(request: WorkerRequest, timeout_s: float) -> CompletionStream:
-        refs = handle.stream.remote(request, timeout_s)
+    async def call(request: WorkerRequest, timeout_s: float) -> AsyncGenerator[Any, None]:
+        refs = method.remote(request, timeout_s)
         ended = False
         try:
             async for ref in refs:
@@ -42,7 +52,7 @@ def stream_of(handle: Any) -> StreamCall:
             if not ended:
                 ray.cancel(refs)
 
-    return stream
+    return call
 
 
 @ray.remote
@@ -64,6 +74,12 @@ class RolloutActor:
         async with contextlib.aclosing(call) as stream:
             async for item in stream:
                 yield item
+
+    async def pieces(self, request: WorkerRequest, timeout_s: float) -> PieceStream:
+        """Yield the text of one sample as it is written, then its completion; ends early with `ray.cancel`."""
+        async with contextlib.aclosing(self._worker.pieces(request, timeout_s)) as stream:
+            async for piece in stream:
+                yield piece
 
     async def interrupt(self) -> None:
         """End what is being written with what it has, finish reason `abort`."""

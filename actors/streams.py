@@ -1,7 +1,7 @@
 """Streams of completions: their type, and several pieces of work yielded as they end."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 from actors.tasks import WorkerRequest
@@ -14,11 +14,37 @@ One with finish reason `abort` was interrupted: by a weight update with `weights
 draining, or by its deadline. Whoever asked decides whether it is taken up again.
 """
 
+PieceStream = AsyncGenerator[str | Completion, None]
+"""One sample's text in pieces, as it is written, and the whole completion at the end.
+
+The completion is what counts: a text that was ended for looping is cut there, after its last pieces were sent.
+"""
+
 
 class StreamCall(Protocol):
     """How the pool asks one worker, in-process or through Ray."""
 
     def __call__(self, request: WorkerRequest, timeout_s: float) -> CompletionStream: ...
+
+
+class PieceCall(Protocol):
+    """How one worker is asked for one sample that someone reads along, in-process or through Ray."""
+
+    def __call__(self, request: WorkerRequest, timeout_s: float) -> PieceStream: ...
+
+
+async def as_it_is_written(write: Callable[[Callable[[str], None]], Coroutine[Any, Any, Completion]]) -> PieceStream:
+    """Run `write(tell)` and yield what it tells, then what it returns; an early end cancels it and waits."""
+    pieces: asyncio.Queue[str | None] = asyncio.Queue()
+    task = asyncio.ensure_future(write(pieces.put_nowait))
+    task.add_done_callback(lambda _: pieces.put_nowait(None))
+    try:
+        while (piece := await pieces.get()) is not None:
+            yield piece
+        yield task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def as_they_end(works: Mapping[int, Coroutine[Any, Any, Completion]]) -> CompletionStream:

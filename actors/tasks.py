@@ -30,6 +30,12 @@ class WorkerRequest:
     """None: the engine's setting."""
     max_tokens: int | None = None
     """Of a whole completion, the prior's tokens included; None: the engine's setting."""
+    top_p: float | None = None
+    """None: the engine's setting."""
+    json_schema: str | None = None
+    """As in `RolloutRequest`; no prior is gone on from with it."""
+    piece_tokens: int | None = None
+    """Someone reads along, see `Engine.pieces`: tokens between two pieces of text; None: nobody does."""
 
 
 def attempt_seed(group_seed: int, sample_index: int, attempt: int) -> int:

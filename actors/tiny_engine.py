@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from actors.engine import EngineSettings
 from actors.load import EngineLoad
 from actors.repetition_stop import ends_in_loop
-from actors.streams import CompletionStream, as_they_end
+from actors.streams import CompletionStream, PieceStream, as_it_is_written, as_they_end
 from actors.tasks import SampleTask, WorkerRequest
 from actors.transcript import join_spans
 from lwz_ray.records import Completion, FinishReason, VersionSpan
@@ -37,7 +37,7 @@ class _Draft:
             self.spans.append(VersionSpan(n, n + 1, policy_version))
 
     def completion(self, reason: FinishReason, stop: str, policy_version: int) -> Completion:
-        text = "".join(f" w{t}" for t in self.tokens if t)
+        text = "".join(_word(t) for t in self.tokens if t)
         return Completion(
             text=text + (stop if reason == "stop" else ""),
             token_ids=np.asarray(self.tokens, dtype=np.int32),
@@ -45,6 +45,10 @@ class _Draft:
             finish_reason=reason,
             version_spans=join_spans(self.spans or [VersionSpan(0, 0, policy_version)], len(self.tokens)),
         )
+
+
+def _word(token: int) -> str:
+    return f" w{token}"
 
 
 class TinyEngine:
@@ -84,7 +88,18 @@ class TinyEngine:
             async for item in ended:
                 yield item
 
-    async def _one(self, request: WorkerRequest, task: SampleTask) -> Completion:
+    async def pieces(self, request: WorkerRequest, request_id: str) -> PieceStream:
+        """Yield the text word by word, then the completion."""
+        (task,) = request.tasks
+        async with contextlib.aclosing(as_it_is_written(lambda tell: self._one(request, task, tell))) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _one(
+        self, request: WorkerRequest, task: SampleTask, tell: Callable[[str], None] = lambda piece: None
+    ) -> Completion:
+        if request.json_schema is not None or request.top_p is not None:
+            raise ValueError("the tiny engine has no structured output and no top_p")
         limit = self.settings.max_tokens if request.max_tokens is None else request.max_tokens
         draft, prior = _Draft(len(request.prompt_token_ids)), task.prior
         if prior is not None and prior.num_tokens:
@@ -101,7 +116,7 @@ class TinyEngine:
                         await self._admitting.wait()
                         self._drafts.add(draft)
                         self._idle.clear()
-                        reason = await self._write(draft, request, task.seed, limit)
+                        reason = await self._write(draft, request, task.seed, limit, tell)
                 finally:
                     self._open.discard(end)
                     self._drafts.discard(draft)
@@ -109,7 +124,9 @@ class TinyEngine:
                         self._idle.set()
         return draft.completion(reason, self.settings.stop, self.policy_version)
 
-    async def _write(self, draft: _Draft, request: WorkerRequest, seed: int, limit: int) -> FinishReason:
+    async def _write(
+        self, draft: _Draft, request: WorkerRequest, seed: int, limit: int, tell: Callable[[str], None]
+    ) -> FinishReason:
         heat = self.settings.temperature if request.temperature is None else request.temperature
         rng, rule = np.random.default_rng(seed), self.settings.repetition_stop
         while len(draft.tokens) < limit:
@@ -119,6 +136,7 @@ class TinyEngine:
             probabilities = np.exp(row)
             token = int(rng.choice(len(row), p=probabilities / probabilities.sum()))
             draft.add(token, float(row[token]), self.policy_version)
+            tell(_word(token) if token else self.settings.stop)
             self._num_generated_tokens += 1
             if token == 0:
                 return "stop"

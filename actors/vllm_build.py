@@ -3,7 +3,7 @@
 from typing import Any, cast
 
 from vllm import AsyncEngineArgs
-from vllm.config import WeightTransferConfig
+from vllm.config import StructuredOutputsConfig, WeightTransferConfig
 from vllm.platforms import current_platform
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -38,6 +38,8 @@ def _arguments(s: EngineSettings) -> AsyncEngineArgs:
         # vLLM rewinds a seeded request's generator after a partial prefill, which CPU generators cannot do.
         enable_chunked_prefill=not current_platform.is_cpu(),
         logprobs_mode="processed_logprobs",
+        # Free to write white space between the parts of an object, small models write nothing else.
+        structured_outputs_config=StructuredOutputsConfig(backend="guidance", disable_any_whitespace=True),
         weight_transfer_config=WeightTransferConfig(backend=s.weight_transfer),
         worker_extension_cls="actors.vllm_transfer.WorkerExtension",
         load_format="safetensors",

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, cast
@@ -10,7 +10,7 @@ from typing import Any, cast
 from actors.cores import pin_threads
 from actors.engine import EngineLostError, EngineSettings
 from actors.load import EngineCounts, EngineLoad
-from actors.streams import CompletionStream, as_they_end
+from actors.streams import CompletionStream, PieceStream, as_it_is_written, as_they_end
 from actors.tasks import SampleTask, WorkerRequest
 from actors.transcript import Decode, Transcript, resumable
 from lwz_ray.errors import InfrastructureError
@@ -61,6 +61,14 @@ class VllmEngine:
             async for item in ended:
                 yield item
 
+    async def pieces(self, request: WorkerRequest, request_id: str) -> PieceStream:
+        """Send one request for the only sample and yield its text as vLLM hands it out."""
+        (task,) = request.tasks
+        written = as_it_is_written(lambda tell: self._sample(request, task, request_id, tell))
+        async with contextlib.aclosing(written) as pieces:
+            async for piece in pieces:
+                yield piece
+
     def sampling_of(self, request: WorkerRequest, task: SampleTask, written: Sequence[int] = ()) -> tuple[Any, Any]:
         """Return vLLM's prompt and sampling parameters of one sample, of which `written` tokens are there.
 
@@ -69,7 +77,7 @@ class VllmEngine:
         """
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
-        from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind
+        from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind, StructuredOutputsParams
 
         s, rule = self.settings, self.settings.repetition_stop
         detection = None
@@ -78,18 +86,20 @@ class VllmEngine:
             detection = RepetitionDetectionParams(
                 max_pattern_size=largest, min_pattern_size=smallest, min_count=rule.repeats
             )
+        intervals = [n for n in (rule and rule.check_every_tokens, request.piece_tokens) if n is not None]
         params = SamplingParams(
             temperature=s.temperature if request.temperature is None else request.temperature,
-            top_p=s.top_p,
+            top_p=s.top_p if request.top_p is None else request.top_p,
             max_tokens=self._max_tokens(request) - len(written),
             seed=task.seed,
             logprobs=0,
             stop=[s.stop] if s.stop else None,
             include_stop_str_in_output=True,
             repetition_detection=detection,
-            # Pieces are only for our own check; without it the whole text comes at once.
-            output_kind=RequestOutputKind.DELTA if rule else RequestOutputKind.FINAL_ONLY,
-            stream_interval=rule.check_every_tokens if rule else None,
+            structured_outputs=StructuredOutputsParams(json=request.json_schema) if request.json_schema else None,
+            # Pieces are for whoever reads along and for our own check; without them the whole text comes at once.
+            output_kind=RequestOutputKind.DELTA if intervals else RequestOutputKind.FINAL_ONLY,
+            stream_interval=min(intervals, default=None),
         )
         ids = [*request.prompt_token_ids, *written]
         return TokensPrompt(prompt_token_ids=ids, cache_salt=f"u{self._num_updates}"), params
@@ -97,9 +107,16 @@ class VllmEngine:
     def _max_tokens(self, request: WorkerRequest) -> int:
         return self.settings.max_tokens if request.max_tokens is None else request.max_tokens
 
-    async def _sample(self, request: WorkerRequest, task: SampleTask, request_id: str) -> Completion:
-        """Write one sample to its end, or go on from its prior. A cancelled call ends the request."""
-        decode, prior = self._decoder(request.prompt_token_ids), task.prior
+    async def _sample(
+        self,
+        request: WorkerRequest,
+        task: SampleTask,
+        request_id: str,
+        tell: Callable[[str], None] = lambda piece: None,
+    ) -> Completion:
+        """Write one sample to its end, or go on from its prior; tell its text. A cancelled call ends the request."""
+        decode = self._decoder(request.prompt_token_ids)
+        prior = None if request.json_schema else task.prior  # A grammar begins with the completion: no way to go on.
         room = self.settings.max_length_tokens - len(request.prompt_token_ids)
         if prior is not None and prior.num_tokens >= min(self._max_tokens(request), room) > 0:
             return replace(prior, finish_reason="length")
@@ -109,7 +126,7 @@ class VllmEngine:
         num_prior = transcript.num_tokens
         prompt, params = self.sampling_of(request, task, transcript.token_ids)
         async with self._may_be_cut(request_id, task.remaining_s):
-            last = await self._write(prompt, params, request_id, transcript)
+            last = await self._write(prompt, params, request_id, transcript, tell)
         if last is None or last.finish_reason in (None, "error"):
             raise InfrastructureError(f"vLLM ended request {request_id} without its last output or with an error")
         reason: FinishReason = last.finish_reason if last.finish_reason in ("stop", "length", "repetition") else "abort"
@@ -117,7 +134,9 @@ class VllmEngine:
         unlabelled = VersionSpan(0, transcript.num_tokens - num_prior, self.policy_version)
         return transcript.completion(reason, spans or [unlabelled], decode)
 
-    async def _write(self, prompt: Any, params: Any, request_id: str, transcript: Transcript) -> Any:
+    async def _write(
+        self, prompt: Any, params: Any, request_id: str, transcript: Transcript, tell: Callable[[str], None]
+    ) -> Any:
         """Return vLLM's last output of one request; one whose sentences loop is ended here."""
         last = None
         with self._lost_if_dead():
@@ -126,6 +145,8 @@ class VllmEngine:
                     (last,) = output.outputs
                     pairs = zip(cast(Any, last.logprobs) or (), last.token_ids, strict=True)
                     logprobs = [position[token].logprob for position, token in pairs]
+                    if last.text:
+                        tell(last.text)
                     if transcript.add(last.token_ids, logprobs, last.text) and not output.finished:
                         await self.llm.abort(request_id)  # One more output comes, with the version spans.
         return last

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from actors.engine import DirtyEngineError, Engine
 from actors.load import EngineLoad
-from actors.streams import CompletionStream
+from actors.streams import CompletionStream, PieceStream
 from actors.tasks import SampleTask, WorkerRequest
 from lwz_ray.errors import WaitTimeoutError
 from lwz_ray.staging import StagingFolder
@@ -16,6 +17,8 @@ from lwz_ray.weights import Bucket
 
 PAUSE_TIMEOUT_S = 60.0
 """For the engine to finish the step it is in, or to start again."""
+
+T = TypeVar("T")
 
 
 class RolloutWorker:
@@ -45,24 +48,31 @@ class RolloutWorker:
 
         timeout_s: for the whole request. Waiting counts against the tasks' deadlines too.
         """
-        now = asyncio.get_running_loop().time
-        arrived, deadline = now(), now() + timeout_s
-        await self._until_serving(timeout_s)
-        self._num_requests += 1
-        request_id, num_ended = f"r{self._num_requests}", 0
-        stream = self.engine.stream(_after(request, now() - arrived), request_id)
-        async with contextlib.aclosing(stream):
+        deadline, num_ended = _now() + timeout_s, 0
+        request, request_id = await self._admitted(request, timeout_s)
+        async with contextlib.aclosing(self.engine.stream(request, request_id)) as stream:
             while True:
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        item = await anext(stream, None)
-                except TimeoutError:
-                    missing = f"{len(request.tasks) - num_ended} of {len(request.tasks)} completions"
-                    raise WaitTimeoutError(f"{missing} of request {request_id}", timeout_s) from None
+                missing = f"{len(request.tasks) - num_ended} of {len(request.tasks)} completions"
+                item = await _next(stream, f"{missing} of request {request_id}", deadline, timeout_s)
                 if item is None:
                     return
                 num_ended += 1
                 yield item
+
+    async def pieces(self, request: WorkerRequest, timeout_s: float) -> PieceStream:
+        """Yield the text of the request's only task as it is written, then its completion; waits as `stream` does."""
+        deadline = _now() + timeout_s
+        request, request_id = await self._admitted(request, timeout_s)
+        async with contextlib.aclosing(self.engine.pieces(request, request_id)) as stream:
+            while (piece := await _next(stream, f"the end of request {request_id}", deadline, timeout_s)) is not None:
+                yield piece
+
+    async def _admitted(self, request: WorkerRequest, timeout_s: float) -> tuple[WorkerRequest, str]:
+        """Wait for a running update; return the request with what is left of its tasks' deadlines, and its id."""
+        arrived = _now()
+        await self._until_serving(timeout_s)
+        self._num_requests += 1
+        return _after(request, _now() - arrived), f"r{self._num_requests}"
 
     async def _until_serving(self, timeout_s: float) -> None:
         try:
@@ -152,6 +162,19 @@ class RolloutWorker:
         if self._staging is not None:
             self._staging.remove()
         await self.engine.close()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def _next(stream: AsyncGenerator[T, None], what: str, deadline: float, timeout_s: float) -> T | None:
+    """Return the stream's next item, None at its end; raises WaitTimeoutError for `what` past the deadline."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await anext(stream, None)
+    except TimeoutError:
+        raise WaitTimeoutError(what, timeout_s) from None
 
 
 def _after(request: WorkerRequest, waited_s: float) -> WorkerRequest:

@@ -1,7 +1,9 @@
 """What every engine behind a rollout worker keeps to: sampling, stopping, versions, updates in flight, damage."""
 
 import asyncio
+import contextlib
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +12,9 @@ import pytest
 
 from actors.engine import DirtyEngineError
 from actors.tiny_engine import TinyEngine
+from lwz_ray.records import Completion
 from tests.engine_case import ENDLESS, TIMEOUT_S, Case, set_engine, tokens
+from tests.rollout_parts import samples_of
 
 
 async def test_the_seed_decides(case: Case) -> None:
@@ -55,6 +59,21 @@ async def test_the_stop_tag_is_kept(case: Case, monkeypatch: pytest.MonkeyPatch)
     for completion in stopped:
         assert completion.text.endswith(stop) and completion.text.count(stop) == 1
         assert completion.num_tokens < 64 and completion.num_tokens == len(completion.rollout_logprobs)
+
+
+async def test_a_text_that_is_read_along_is_the_same_text(case: Case) -> None:
+    (whole,) = await case.generate(num_samples=1, seed=9)
+    request = replace(samples_of(case.prompt, 1, 9), piece_tokens=1)
+    async with contextlib.aclosing(case.worker.pieces(request, TIMEOUT_S)) as stream:
+        told = [piece async for piece in stream]
+    pieces, completion = [piece for piece in told if isinstance(piece, str)], told[-1]
+    assert isinstance(completion, Completion) and len(told) == len(pieces) + 1
+    assert tokens([completion]) == tokens([whole])
+    assert "".join(pieces) == completion.text == whole.text
+    assert len(pieces) > 2
+    async with contextlib.aclosing(case.worker.pieces(request, TIMEOUT_S)) as stream:
+        assert await anext(stream) == pieces[0]
+    assert (await case.worker.heartbeat()).num_running == 0
 
 
 async def test_an_update_changes_what_is_sampled_and_its_version(case: Case) -> None:
