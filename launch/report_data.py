@@ -5,9 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from launch.files import iter_json_lines, read_json
+from launch.files import iter_json_lines, read_json, read_yaml
 from lwz_ray.errors import UserError
 
 EVAL_SPLITS = ("eval_before", "eval_after")
@@ -60,7 +58,7 @@ def read_run(path: Path, num_samples: int) -> RunData:
     summary_path = path / "summary.json"
     return RunData(
         path=path,
-        config=yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")),
+        config=read_yaml(path / "config.yaml"),
         manifest=manifest,
         steps=steps,
         num_superseded=len(lines) - len(living),

@@ -1,5 +1,9 @@
 """What a report shows, stage by stage: curves, settings, and the tables of a stage's own measurements."""
 
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
 from launch.report_data import RunData
 from launch.report_sections import Section
 
@@ -30,6 +34,8 @@ CHARTS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ("Writing against the second scorer", "standard deviations", (("eval/drift", "drift"),)),
     ("Pairs of a step told apart", "share", (("train/pair_accuracy", "accuracy"),)),
     ("Loss", "", (("train/loss", "loss"),)),
+    ("Held-out loss", "nats a token", (("validation/loss", "loss"),)),
+    ("Learning rate", "", (("train/lr", "rate"),)),
 )  # fmt: skip
 
 SETTINGS: tuple[tuple[str, str], ...] = (
@@ -57,27 +63,52 @@ SETTINGS: tuple[tuple[str, str], ...] = (
 )
 
 
-def settings(run: RunData) -> tuple[tuple[str, str], ...]:
-    """Return the settings that the run's stage reads, as label and config key."""
-    if run.config["stage"] == "train_rm":
-        from launch.report_preference import SETTINGS as PREFERENCE_SETTINGS
+STAGES: dict[str, tuple[str, str]] = {
+    "train_rm": ("launch.report_preference", "preference_sections"),
+    "pretrain": ("launch.report_supervised", "supervised_sections"),
+    "sft": ("launch.report_supervised", "supervised_sections"),
+    "curate": ("launch.report_curate", "curate_sections"),
+    "generate": ("launch.report_generate", "generate_sections"),
+    "evaluate": ("launch.report_evaluate", "evaluate_sections"),
+    "report": ("launch.report_side_by_side", "side_by_side_sections"),
+    "pipeline": ("launch.report_pipeline", "pipeline_sections"),
+}
+"""Where the tables of a stage are made: module and function of the run. `SETTINGS` of that module are those shown; a
+module that serves several stages, or recipes, has a map of them, one whose settings vary by config `settings_of`."""
 
-        return PREFERENCE_SETTINGS
-    return SETTINGS
+
+def settings(run: RunData) -> tuple[tuple[str, str], ...]:
+    """Return the settings that the run's stage, or its recipe, reads, as label and config key."""
+    stage = run.config["stage"]
+    if (place := STAGES.get(stage)) is None:
+        return SETTINGS
+    module = importlib.import_module(place[0])
+    if hasattr(module, "settings_of"):
+        return module.settings_of(run.config)
+    found = getattr(module, "SETTINGS", SETTINGS)
+    return found[run.config["recipe"] if stage == "curate" else stage] if isinstance(found, Mapping) else found
+
+
+PLOTS: dict[str, tuple[str, str]] = {
+    "evaluate": ("launch.report_evaluate", "evaluate_plots"),
+    "report": ("launch.report_side_by_side", "side_by_side_plots"),
+    "pipeline": ("launch.report_side_by_side", "side_by_side_plots"),
+}
+"""Where the plots of a stage are made that are no curves over steps: module and function of the run."""
+
+
+def plots(run: RunData) -> list[dict[str, Any]]:
+    """Return title, note and SVG of each plot that the run's stage adds."""
+    if (place := PLOTS.get(run.config["stage"])) is None:
+        return []
+    return getattr(importlib.import_module(place[0]), place[1])(run)
 
 
 def sections(run: RunData) -> list[Section]:
     """Return the tables that the run's stage adds."""
-    stage = run.config["stage"]
-    if stage == "train_rm":
-        from launch.report_preference import preference_sections
-
-        return preference_sections(run)
-    if stage == "curate":
-        from launch.report_curate import curate_sections
-
-        return curate_sections(run)
-    return _watch_sections(run)
+    if (place := STAGES.get(run.config["stage"])) is None:
+        return _watch_sections(run)
+    return getattr(importlib.import_module(place[0]), place[1])(run)
 
 
 def _watch_sections(run: RunData) -> list[Section]:

@@ -1,7 +1,7 @@
 """Turn a run's data into the report's HTML through the template beside this file."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,27 @@ from markupsafe import Markup
 from launch.console import ConsoleTable, duration_text
 from launch.report_charts import Series, line_chart, number_text
 from launch.report_data import RunData
-from launch.report_layout import CHARTS, sections, settings
+from launch.report_evaluate import evaluate_headline
+from launch.report_generate import shown_texts
+from launch.report_layout import CHARTS, plots, sections, settings
+from launch.report_pipeline import pipeline_headline
 from launch.report_preference import preference_headline
+from launch.report_side_by_side import side_by_side_headline
+from launch.report_supervised import supervised_headline
 from launch.report_warnings import run_warnings, unbalanced
+from launch.stage_table import LEARNING, WRITING
+
+AGAIN = {
+    "rl": "The seed fixes the order of prompts and the seeds of sampling; an asynchronous run still varies with the "
+    "timing of its machines.",
+    "pretrain": "The seed fixes the order of documents.",
+    "sft": "The seed fixes the order of conversations.",
+    "train_rm": "The seed fixes the order of pairs, and the head that the model gets.",
+    "report": "The seed fixes the draws of the bootstrap.",
+    "pipeline": "Stages that have completed are not run again with run.resume=auto.",
+}
+AGAIN_BY_DEFAULT = "The seed fixes every choice that is drawn; what a judge or an endpoint replies may vary."
+"""What is the same when a run's command is given again, by stage."""
 
 
 def render(run: RunData) -> str:
@@ -30,7 +48,7 @@ def render(run: RunData) -> str:
     return environment.get_template("report.html.j2").render(
         name=run.manifest["name"],
         status=summary["status"] if summary else "no summary",
-        headline=headline(summary) or preference_headline(summary),
+        headline=_headline(summary),
         facts=_facts(run),
         settings=[(label, _setting(run.config, key)) for label, key in settings(run)],
         config_text=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
@@ -38,15 +56,26 @@ def render(run: RunData) -> str:
         evaluation=evaluation_rows(summary),
         eval_counts=_eval_counts(summary),
         sections=sections(run),
+        plots=[{**plot, "svg": Markup(plot["svg"])} for plot in plots(run)],
         pairs=run.pairs,
-        # Where pairs are trained, groups only count them.
-        groups=None if run.config["stage"] == "train_rm" else _groups(summary),
+        texts=shown_texts(run.path),
+        # Where pairs or texts are trained, groups only count them; other stages have none.
+        groups=_groups(summary) if run.config["stage"] == "rl" else None,
         warnings=run_warnings(run),
         manifest=run.manifest,
         command=shlex.join(run.manifest["command"]),
+        same_again=AGAIN.get(run.config["stage"], AGAIN_BY_DEFAULT),
         words=_words,
         reward=_reward,
     )
+
+
+def _headline(summary: Mapping[str, Any] | None) -> str | None:
+    """Return the one sentence that the stage's own headline has for the run."""
+    ways = (
+        headline, preference_headline, supervised_headline, evaluate_headline, pipeline_headline, side_by_side_headline,
+    )  # fmt: skip
+    return next((text for way in ways if (text := way(summary))), None)
 
 
 def headline(summary: Mapping[str, Any] | None) -> str | None:
@@ -112,13 +141,13 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("Started", manifest["started"].replace("T", " ").replace("+00:00", " UTC")),
     ]
     if summary is not None:
-        facts += [
-            ("Took", duration_text(summary["wall_s"])),
-            ("Steps", f"{summary['steps']} of {run.config['steps']}"),
-            ("Tokens generated", f"{summary['tokens']['generated']:,}"),
-            ("Tokens trained", f"{summary['tokens']['trained']:,}"),
-            ("Policy version", str(summary["policy_version"])),
-        ]
+        stage, tokens = run.config["stage"], summary["tokens"]
+        facts += [("Took", duration_text(summary["wall_s"])), *_progress(run, summary["steps"])]
+        if stage in WRITING:
+            facts.append(("Tokens generated", f"{tokens['generated']:,}"))
+        if stage in LEARNING:
+            facts.append(("Tokens trained", f"{tokens['trained']:,}"))
+            facts.append(("Policy version", str(summary["policy_version"])))
         if summary["active_rewards"]:
             facts.append(("Rewards that steered learning", ", ".join(summary["active_rewards"])))
     if manifest["attempt"] > 1:
@@ -126,12 +155,27 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     return facts
 
 
+def _progress(run: RunData, steps: int) -> list[tuple[str, str]]:
+    """Return how far the run came; stages that neither train nor chain others say so in their tables."""
+    if run.config["stage"] == "pipeline":
+        return [("Stages", f"{steps} of {len(run.config['pipeline']['stages'])}")]
+    return [("Steps", f"{steps} of {run.config['steps']}")] if run.config["stage"] in LEARNING else []
+
+
 def _setting(config: Mapping[str, Any], key: str) -> str:
     value: Any = config
     for part in key.split("."):
         value = value[part]
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} {v:g}" for k, v in value.items())
+        return ", ".join(f"{k} {_cell(v)}" for k, v in value.items()) or "–"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(_cell(one) for one in value) or "–"
+    return _cell(value)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
     return number_text(value) if isinstance(value, float) else str(value)
 
 

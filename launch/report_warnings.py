@@ -3,7 +3,11 @@
 from typing import Any
 
 from launch.report_data import RunData
+from launch.report_evaluate import evaluate_warnings
 from launch.report_preference import preference_warnings
+from launch.report_side_by_side import side_by_side_warnings
+from launch.report_supervised import supervised_warnings
+from launch.stage_table import LEARNING
 
 NO_SPREAD_LIMIT = 0.9
 TRUNCATED_LIMIT = 0.5
@@ -29,13 +33,19 @@ def _of_summary(run: RunData) -> list[str]:
     if summary["error"]:
         found.append(f"The run failed: {summary['error']}")
     elif summary["status"] != "completed":
-        found.append(f"The run was {summary['status']} after step {summary['steps']} of {run.config['steps']}.")
+        found.append(f"The run was {summary['status']}{_reached(run, summary['steps'])}.")
     if unbalanced(summary["groups"]):
         found.append("The accounting of groups does not balance: a group was lost or counted twice.")
     if summary["skipped_steps"]:
         found.append(f"Steps skipped, because loss or gradient was not finite: {summary['skipped_steps']}.")
     if run.config["stage"] == "train_rm":
         return found + preference_warnings(summary, run.config["watch"]["max_length_correlation"])
+    if run.config["stage"] == "evaluate":
+        return found + evaluate_warnings(summary)
+    if run.config["stage"] in ("report", "pipeline"):
+        return found + side_by_side_warnings(summary)
+    if run.config["stage"] in ("pretrain", "sft"):
+        return found + supervised_warnings(summary)
     if run.config["stage"] != "rl":
         return found
     evaluation = summary["eval"]
@@ -51,6 +61,13 @@ def _of_summary(run: RunData) -> list[str]:
         for component, count in failures.items():
             found.append(f"Evaluation samples {when} training whose {component} reward failed: {count}.")
     return found
+
+
+def _reached(run: RunData, steps: int) -> str:
+    """Return how far a run came; the tables of a stage that neither trains nor chains others say so."""
+    if run.config["stage"] == "pipeline":
+        return f" after stage {steps}"
+    return f" after step {steps} of {run.config['steps']}" if run.config["stage"] in LEARNING else ""
 
 
 def _worse(difference: dict[str, Any]) -> list[tuple[str, str, dict[str, float]]]:
@@ -83,7 +100,7 @@ def _of_steps(run: RunData) -> list[str]:
     truncated = _numbers(run, "rollout/truncated")
     if truncated and truncated[-1] > TRUNCATED_LIMIT:
         found.append(f"At the last step the token limit cut {truncated[-1]:.0%} of the samples.")
-    if run.num_superseded:
+    if run.num_superseded and run.config["stage"] in LEARNING:
         found.append(f"Steps that a resume replaced, not drawn here: {run.num_superseded}.")
     return found
 
