@@ -23,9 +23,15 @@ Train a language model to write long texts with reinforcement learning on Ray.
 stages (stage=…)
   rl        train with GRPO (default)
   train_rm  train a reward model on preference pairs
-  curate    make data (recipe=degradations: preference pairs from good texts)
+  pretrain  go on training on documents, from sources in given shares (corpus.sources.NAME.path=…)
+  sft       train on the answers of chat pairs (sft.path=…)
+  curate    make data (recipe=degradations: preference pairs from good texts; recipe=chat_logs: requests with word
+            ranges from chat logs; recipe=distill_plans: plans of a run as documents)
+  generate  texts to a file of prompts (data.path=…), or one that streams to the terminal (generate.text="…")
+  evaluate  texts to a benchmark's requests, measured and judged (benchmark=…, benchmark.path=…)
+  pipeline  stages in a row from one command (pipeline=zero: the paper's), resumable, their results side by side
   scale     give a run that goes on other numbers of replicas (actors.replicas=N, rewards.replicas=N)
-  report    write report.html of a run folder again
+  report    write report.html of a run folder again, or put evaluations side by side (report.runs=[…])
 
 presets (run=…; smoke_cpu is the default)
   smoke_cpu  everything real with a 2-layer random model, 3 steps, under two minutes on two cores
@@ -34,6 +40,11 @@ presets (run=…; smoke_cpu is the default)
   qwen7b_8gpu, qwen4b_4gpu    a 7B model on one node with 8 GPUs, a 4B model on one with 4
   curate_demo, rm_demo        pairs, and a reward model from them, in minutes on two cores
   curate_rm, rm_degradations  the same with more pairs and a longer training
+  curate_logs                 writing requests from a few conversations, sorted by the 135M model
+  zero_smoke, zero_small      the paper's pipeline: with a random model in minutes, with the 135M model in an evening
+  pretrain_demo, sft_demo     the 135M model reads the package's own corpus; it learns the texts of generate_demo
+  generate_demo               texts by the 135M model, at the paper's inference settings
+  evaluate_demo               the 135M model on requests like LongBench-Write's (benchmark.path=…: the real ones)
 
 groups and their choices
 {groups}
@@ -47,6 +58,7 @@ examples
   python -m lwz_ray.main run=demo_cpu run.name=first sampling.temperature=0.9
   python -m lwz_ray.main run=demo_cpu run.name=first run.resume=auto
   python -m lwz_ray.main run=rm_demo preference.path=pairs.jsonl preference.eval_path=null
+  python -m lwz_ray.main run=generate_demo generate.text="Write a letter about the first snow." > letter.txt
   python -m lwz_ray.main run=paper_32b dry_run=true
   ray job submit --working-dir . -- python -m lwz_ray.main run=smoke_cpu run.dir=/shared/runs \\
       model.path=/shared/models/tiny-random rewards.writing.path=/shared/models/tiny-classifier

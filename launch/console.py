@@ -97,8 +97,8 @@ def duration_text(seconds: float) -> str:
 def step_text(metrics: Mapping[str, Any]) -> str:
     """Return the numbers of a step worth watching; one that was not measured is left out."""
     parts = [f"{k} {_number(metrics[f'rewards/{k}'])}" for k in COMPONENTS if f"rewards/{k}" in metrics]
-    if "train/pair_accuracy" in metrics:
-        # Beside pairs the loss says something; a policy's only goes round 0.
+    if "train/pair_accuracy" in metrics or "train/total_tokens" in metrics:
+        # Of pairs and of texts the loss says something; a policy's only goes round 0.
         parts.append(f"loss {_number(metrics.get('train/loss'), digits=3)}")
     for key, form in (
         ("rollout/mean_words", "{} words"),
@@ -111,6 +111,7 @@ def step_text(metrics: Mapping[str, Any]) -> str:
         ("train/pair_accuracy", "accuracy {}", 3),
         ("train/tokens_per_s", "{} tokens/s", 0),
         ("preference/accuracy", "held out {}", 3),
+        ("validation/perplexity", "held-out perplexity {}", 2),
     ):
         if key in metrics:
             parts.append(form.format(_number(metrics[key], digits=digits)))

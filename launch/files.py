@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+import yaml
 
 from lwz_ray.errors import UserError
 
@@ -67,6 +68,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text_atomic(path, to_json(value, indent=2) + "\n")
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the map in a YAML file such as a run's config.yaml; raises UserError where it holds none."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: no YAML ({' '.join(str(error).split())}); restore it") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds no settings; restore it, or name another folder")
+    return found
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object of a JSON file; raises UserError with the line where it does not parse."""
     try:
@@ -99,3 +111,23 @@ def iter_json_lines(path: Path, cut: list[str] | None = None) -> Iterator[dict[s
                     cut.append(line)
                 return
             yield row
+
+
+def complete_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a .jsonl file that only this process appends to.
+
+    A last line that a kill cut short is removed from the file, and one without its line end gets it, or the next one
+    would continue it.
+    """
+    cut: list[str] = []
+    rows = list(iter_json_lines(path, cut))
+    if cut or (rows and not path.read_bytes().endswith(b"\n")):
+        with replacing(path) as file:
+            file.writelines(to_json(row) + "\n" for row in rows)
+    return rows
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one object to a .jsonl file; when this returns, a kill of this process no longer loses it."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(to_json(row) + "\n")

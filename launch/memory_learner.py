@@ -107,8 +107,7 @@ def _rank(config: Config, shape: ModelShape) -> Rank:
     adapters = 0
     if config.lora.rank and shape.architecture.endswith("ForCausalLM"):
         adapters = lora_parameters(shape, config.lora.rank, config.lora.target_modules)
-    samples = config.samples_per_step if config.stage == "rl" else 2 * config.preference.pairs_per_step
-    tokens = samples * config.model.max_length_tokens / (config.algorithm.minibatches if config.stage == "rl" else 1)
+    tokens = _texts_per_optimizer_step(config) * config.model.max_length_tokens
     rows = learners.ranks // learners.sequence_parallel
     return Rank(
         config,
@@ -119,6 +118,16 @@ def _rank(config: Config, shape: ModelShape) -> Rank:
         adapters or n,
         math.ceil(tokens / learners.microbatch_tokens / rows),
     )
+
+
+def _texts_per_optimizer_step(config: Config) -> float:
+    """Return how many texts of at most model.max_length_tokens one optimizer step takes."""
+    by_stage = {
+        "train_rm": 2 * config.preference.pairs_per_step,
+        "pretrain": config.corpus.sequences_per_step,
+        "sft": config.sft.samples_per_step,
+    }
+    return by_stage.get(config.stage, config.samples_per_step / config.algorithm.minibatches)
 
 
 def weight_terms(rank: Rank) -> list[Term]:
@@ -146,7 +155,7 @@ def state_terms(rank: Rank) -> list[Term]:
     if rank.zero == 3:
         terms.append(Term("gradients", f"{trained:,} x 4 B / {ranks}", trained * 4 / ranks))
         terms.append(Term("gradient bucket", f"{DEEPSPEED_BUCKET:,} x 4 B", DEEPSPEED_BUCKET * 4))
-    if rank.is_policy and rank.config.algorithm.uses_reference:
+    if rank.is_policy and rank.config.stage == "rl" and rank.config.algorithm.uses_reference:
         terms.append(Term("reference", f"{trained:,} x 4 B / {ranks}", trained * 4 / ranks))
     return terms
 
@@ -215,7 +224,7 @@ def _loss_backward(rank: Rank) -> list[Term]:
     """Return the chunk's logits and gradient, and the output matrix's gradient, summed in float32."""
     if not rank.is_policy:
         return []
-    entropy = 4 if rank.config.algorithm.entropy_coefficient else 0
+    entropy = 4 if rank.config.stage == "rl" and rank.config.algorithm.entropy_coefficient else 0
     terms = [_logits(rank, 4 + entropy + rank.copy_width, "logits, turned into their gradient")]
     if not rank.has_adapters:
         size, each = rank.shape.vocab_size * rank.shape.hidden, 4 + rank.copy_width
@@ -280,7 +289,7 @@ def _optimizer_step(rank: Rank) -> list[Term]:
 
 
 def _publication(rank: Rank) -> list[Term]:
-    if not rank.is_policy:
+    if not rank.is_policy or rank.config.stage != "rl":
         return []
     bucket = rank.config.weights.bucket_mib
     return [Term("weight buckets", f"2 x {bucket:,} MiB", 2 * bucket * MIB)]

@@ -4,20 +4,13 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from launch.memory import GIB, Estimate, rollout_estimate, scorer_estimate
-from launch.memory_learner import learner_estimate
+from launch.memory import GIB, Estimate
 from launch.placement import Bundle
 from launch.preflight_disk import disk_lines
 from launch.preflight_placement import plan_lines
 from launch.shapes import shape_of
+from launch.stage_table import STAGES, reads_policy
 from lwz_ray.config import Config
-
-STAGE_ROOMS: dict[str, tuple[str, ...]] = {
-    "rl": ("actors", "rewards", "learners", "critic"),
-    "train_rm": ("learners",),
-    "curate": ("actors",),
-}
-"""The rooms that a stage starts."""
 
 
 def bundles(config: Config) -> dict[str, list[Bundle]]:
@@ -37,30 +30,19 @@ def bundles(config: Config) -> dict[str, list[Bundle]]:
         del rooms["rewards"]
     if not config.algorithm.uses_critic:
         del rooms["critic"]
+    if not reads_policy(config) and config.evaluate.judge_path is None:
+        del rooms["actors"]
     return {
         room: [_bundle(one.num_cpus, one.num_gpus, resources) for _ in range(count)]
         for room, (count, one, resources) in rooms.items()
-        if room in STAGE_ROOMS[config.stage]
+        if room in STAGES[config.stage].rooms
     }
 
 
 def estimates(config: Config) -> list[Estimate]:
     """Return the memory estimates of every kind of process in the run."""
-    policy = shape_of("model.path", config.model.path)
-    if config.stage == "train_rm":
-        from launch.plan_rm import estimates_rm
-
-        return estimates_rm(config, policy)
-    if config.stage == "curate":
-        return [rollout_estimate(config, policy)]
-    found = [rollout_estimate(config, policy), learner_estimate(config, policy)]
-    if config.rewards.writing.path is not None:
-        found.insert(1, scorer_estimate(config, shape_of("rewards.writing.path", config.rewards.writing.path)))
-    if config.algorithm.uses_critic:
-        from launch.plan_critic import critic_estimate
-
-        found.append(critic_estimate(config, policy))
-    return found
+    shape = shape_of("model.path", config.model.path) if reads_policy(config) else None
+    return STAGES[config.stage].estimates()(config, shape)
 
 
 def plan_text(config: Config) -> str:
@@ -68,13 +50,12 @@ def plan_text(config: Config) -> str:
 
     Raises UserError where a model's shape is not known.
     """
-    policy = shape_of("model.path", config.model.path)
-    head = [
-        f"plan of {config.run.name} (nothing is started)",
-        f"policy {config.model.path}: {policy.architecture}, {policy.num_parameters:,} parameters",
-        f"run folder {Path(config.run.dir) / config.run.name}",
-    ]
-    parts = [head, _placement(config), _stage_batch(config), _memory(config), disk_lines(config)]
+    head = [f"plan of {config.run.name} (nothing is started)"]
+    if reads_policy(config):
+        policy = shape_of("model.path", config.model.path)
+        head.append(f"policy {config.model.path}: {policy.architecture}, {policy.num_parameters:,} parameters")
+    head.append(f"run folder {Path(config.run.dir) / config.run.name}")
+    parts = [head, _placement(config), STAGES[config.stage].batch()(config), _memory(config), disk_lines(config)]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
@@ -83,6 +64,8 @@ def _bundle(cpus: float, gpus: float, resources: Mapping[str, float]) -> Bundle:
 
 
 def _placement(config: Config) -> list[str]:
+    if not bundles(config):
+        return []
     lines = ["placement groups (one bundle a Ray actor)"]
     cpus = gpus = 0.0
     for room, items in bundles(config).items():
@@ -91,7 +74,7 @@ def _placement(config: Config) -> list[str]:
         each = ", ".join(f"{name}: {amount:g}" for name, amount in one.items())
         lines.append(f"  {room:<9} {len(items):>3} x {{{each}}} = {room_cpus:g} CPUs, {room_gpus:g} GPUs")
         cpus, gpus = cpus + room_cpus, gpus + room_gpus
-    if config.rewards.writing.path is None and "rewards" in STAGE_ROOMS[config.stage]:
+    if config.rewards.writing.path is None and "rewards" in STAGES[config.stage].rooms:
         lines.append("  rewards   none: rewards.writing.path is null, length and format need no pool")
     # Sums of decimal fractions: 0.8 + 0.2 + 0.8 is not 1.8 in binary.
     cpus, gpus = round(cpus, 6), round(gpus, 6)
@@ -119,50 +102,11 @@ def _against_cluster(config: Config, gpus: float) -> str:
     return f"; the cluster has {cluster.nodes} nodes x {cluster.gpus_per_node} = {total} GPUs: {verdict}"
 
 
-def _stage_batch(config: Config) -> list[str]:
-    if config.stage == "train_rm":
-        from launch.plan_rm import batch_rm
-
-        return batch_rm(config)
-    if config.stage == "curate":
-        from launch.plan_curate import batch_curate
-
-        return batch_curate(config)
-    return _batch(config)
-
-
-def _batch(config: Config) -> list[str]:
-    samples, longest = config.samples_per_step, config.model.max_length_tokens
-    completion = config.sampling.max_tokens
-    tokens = samples * (config.data.max_prompt_tokens + completion)
-    learners, minibatches = config.learners, config.algorithm.minibatches
-    microbatches = math.ceil(tokens / learners.microbatch_tokens)
-    in_flight = (config.max_staleness + 1) * config.groups_per_step
-    return [
-        "batch",
-        f"  {config.groups_per_step} groups_per_step x {config.group_size} group_size = {samples} samples a step, "
-        f"{config.steps} steps",
-        f"  {samples} samples x at most {completion:,} completion tokens = {samples * completion:,} tokens a step; "
-        f"with prompts of at most {config.data.max_prompt_tokens:,}: {tokens:,}",
-        f"  at that length at least {microbatches} microbatches of {learners.microbatch_tokens:,} tokens "
-        f"(longest sample {longest:,}), {microbatches / learners.ranks:.1f} a rank; minibatches {minibatches}",
-        f"  max_staleness {config.max_staleness}: at most {in_flight} groups = {in_flight * config.group_size} samples "
-        f"in flight; the engines decode {config.actors.replicas * config.actors.max_num_seqs} at once",
-        *_critic_lines(config),
-    ]
-
-
-def _critic_lines(config: Config) -> list[str]:
-    critic = config.critic
-    if not config.algorithm.uses_critic:
-        return []
-    source = "model.path with a new value head" if critic.path is None else critic.path
-    return [f"  critic from {source}: trained alone for the first {critic.warmup_steps} of {config.steps} steps"]
-
-
 def _memory(config: Config) -> list[str]:
     gpu = config.cluster.gpu_memory_gib
     found = estimates(config)
+    if not found:
+        return []
     lines = ["memory (estimates; the runtime of each process, 1 to 2 GiB, comes on top)"]
     for estimate in found:
         lines.append(f"  {estimate.title}, {estimate.num_processes} processes, each:")

@@ -12,7 +12,7 @@ from lwz_ray.preference_data import load_pairs, split_pairs
 from lwz_ray.sources import HUB
 
 
-def batch_rm(config: Config) -> list[str]:
+def batch(config: Config) -> list[str]:
     """Return the lines about pairs, steps and tokens."""
     wanted, longest, budget = config.preference, config.model.max_length_tokens, config.learners.microbatch_tokens
     pairs, steps, ranks = wanted.pairs_per_step, config.steps, config.learners.ranks
@@ -28,7 +28,7 @@ def batch_rm(config: Config) -> list[str]:
     ]
 
 
-def estimates_rm(config: Config, shape: ModelShape) -> list[Estimate]:
+def estimates(config: Config, shape: ModelShape) -> list[Estimate]:
     """Return the memory of the stage's only processes."""
     return [learner_estimate(config, scalar_shape(shape))]
 

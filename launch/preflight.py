@@ -6,19 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from launch.deepspeed_file import read_deepspeed_file
-from launch.preflight_disk import check_disk, check_staging
+from launch.files import read_yaml
 from launch.run_folder import holds_a_run, run_path
-from launch.shapes import num_labels
+from launch.stage_table import LOOKING, STAGES
 from lwz_ray.config import Config
-from lwz_ray.data import load_eval_prompts, load_prompts
 from lwz_ray.errors import UserError
-from lwz_ray.records import Prompt
-from lwz_ray.sources import HUB, local_file
-from rewards.embedder import check_embedder
-from rewards.function import check_function
-from rewards.judge_client import check_judge_settings
 
 _HUB_TIMEOUT_S = 10.0
+_WRITES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""Ends of the names of architectures that write text."""
 
 
 def preflight(config: Config) -> None:
@@ -27,48 +23,44 @@ def preflight(config: Config) -> None:
     With `dry_run` a hub name stands for a model that is not here yet; it is not looked up. Stages that only read a
     run folder need a safe name and no more.
     """
-    if config.stage in ("report", "scale"):
+    if config.stage in LOOKING:
         run_path(config.run)
+        if config.dry_run:
+            raise UserError(f"dry_run=true: stage={config.stage} starts nothing that could be planned; leave it out")
         return
     _check_run_folder(config)
     read_deepspeed_file(config)
-    from launch.preflight_sequence import check_long_samples
-
-    if config.stage == "train_rm":
-        from launch.preflight_rm import check_train_rm
-
-        check_train_rm(config)
-        check_long_samples(config)
-        if not config.dry_run:
-            check_disk(config)
-        return
-    if config.stage == "curate":
-        from launch.preflight_curate import check_curate
-
-        check_curate(config)
-        return
-    check_address(config)
-    check_policy(config)
-    check_long_samples(config)
-    from launch.preflight_algorithm import check_critic
-
-    check_critic(config)
-    if config.lora.rank:
-        from launch.preflight_lora import check_lora_targets
-
-        check_lora_targets(config)
-    _check_writing_model(config)
-    _check_other_scorers(config)
-    _check_data(config)
-    if not config.dry_run:
-        check_staging(config)
-        check_disk(config)
+    STAGES[config.stage].check()(config)
 
 
 def _check_run_folder(config: Config) -> None:
     path = run_path(config.run)
-    if config.run.resume == "never" and holds_a_run(path):
-        raise UserError(f"{path} already holds a run: choose another run.name, or continue it with run.resume=auto")
+    if holds_a_run(path):
+        if config.run.resume == "never":
+            raise UserError(f"{path} already holds a run: choose another run.name, or continue it with run.resume=auto")
+        _check_same_stage(config, path)
+    if not config.dry_run:
+        _check_writable(config.run.dir, path)
+
+
+def _check_same_stage(config: Config, path: Path) -> None:
+    """Refuse to go on in the folder of another stage: its summary, texts and samples would be replaced."""
+    file = path / "config.yaml"
+    if not file.is_file():
+        return
+    earlier = read_yaml(file)
+    for key, now in (("stage", config.stage), ("recipe", config.recipe)):
+        if (key == "stage" or config.stage == "curate") and earlier.get(key, now) != now:
+            raise UserError(f"{path} holds a run of {key}={earlier[key]}, not {key}={now}: choose another run.name")
+
+
+def _check_writable(run_dir: str, path: Path) -> None:
+    """Refuse a place where nothing can be written, before hours of reading data."""
+    nearest = next(p for p in (path, *path.parents) if os.path.exists(p))
+    if not nearest.is_dir():
+        raise UserError(f"run.dir={run_dir}: {nearest} is a file, so there can be no {path}; name a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"run.dir={run_dir}: {nearest} cannot be written by this user; name another folder")
 
 
 def check_address(config: Config) -> None:
@@ -85,56 +77,27 @@ def check_policy(config: Config) -> None:
     if folder is None:
         return
     found = read_config(key, path, folder)
+    check_writes(key, path, found)
     check_positions(key, path, found, "model.max_length_tokens", config.model.max_length_tokens)
-    if _is_hub_name(path):
+    if is_hub_name(path):
         return
     check_tokenizer(key, folder)
     check_weights(key, folder)
-    if config.template.chat and not _has_chat_template(folder):
+    if config.template.chat and not has_chat_template(folder):
         raise UserError(
             f"{key}={path!r}: its tokenizer has no chat template, which template.chat=true needs; use "
             "template.chat=false (a base model) or add chat_template.jinja to the folder"
         )
 
 
-def _check_writing_model(config: Config) -> None:
-    key, writing = "rewards.writing.path", config.rewards.writing
-    if writing.path is None:
-        return
-    folder = model_folder(key, writing.path, config.dry_run)
-    if folder is None:
-        return
-    found = read_config(key, writing.path, folder)
-    architecture = (found.get("architectures") or ["none"])[0]
-    if not architecture.endswith("ForSequenceClassification") or num_labels(found) != 1:
-        raise UserError(
-            f"{key}={writing.path!r}: {architecture} with {num_labels(found)} outputs (id2label); a reward model is "
-            "a …ForSequenceClassification with num_labels=1"
-        )
-    check_positions(key, writing.path, found, "rewards.writing.max_length_tokens", writing.max_length_tokens)
-    if not _is_hub_name(writing.path):
-        check_tokenizer(key, folder)
-        check_weights(key, folder)
-
-
-def _check_other_scorers(config: Config) -> None:
-    """Look for the embedding model's folder, the user's function and the judge's key."""
-    if config.rewards.format.semantic == "embedding":
-        check_embedder(config.rewards.format)
-    if config.rewards.function.path is not None:
-        check_function(config.rewards.function.path)
-    if config.judge.base_url is not None:
-        check_judge_settings(config.judge)
-
-
-def _is_hub_name(path: str) -> bool:
+def is_hub_name(path: str) -> bool:
     """Tell a hub name from a folder: composing made every folder absolute."""
     return not Path(path).is_absolute()
 
 
 def model_folder(key: str, path: str, dry_run: bool) -> Path | None:
     """Return the folder that holds config.json; None for a hub name of which nothing is known without asking."""
-    if _is_hub_name(path):
+    if is_hub_name(path):
         return None if dry_run else _fetch_config(key, path)
     folder = Path(path)
     if not folder.is_dir():
@@ -168,9 +131,19 @@ def read_config(key: str, path: str, folder: Path) -> dict[str, Any]:
 
 def _read_json(key: str, file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{key}: {file} is no JSON file ({error}); restore it") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{key}: {file} holds a {type(found).__name__} and no JSON object; restore it")
+    return found
+
+
+def check_writes(key: str, path: str, found: dict[str, Any]) -> None:
+    """Refuse a model that writes no text, such as a reward model; an engine finds that out after it has started."""
+    architecture = (found.get("architectures") or ["none"])[0]
+    if not architecture.endswith(_WRITES):
+        raise UserError(f"{key}={path!r}: {architecture} is no language model (…ForCausalLM); name a folder of one")
 
 
 def check_positions(key: str, path: str, found: dict[str, Any], length_key: str, length: int) -> None:
@@ -200,26 +173,9 @@ def check_weights(key: str, folder: Path) -> None:
         raise UserError(f"{key}={str(folder)!r}: holds {found}; save the weights as model.safetensors")
 
 
-def _has_chat_template(folder: Path) -> bool:
+def has_chat_template(folder: Path) -> bool:
+    """Say whether a model's folder says how a conversation is written."""
     if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         return True
     settings = folder / "tokenizer_config.json"
     return settings.is_file() and bool(_read_json("model.path", settings).get("chat_template"))
-
-
-def _check_data(config: Config) -> None:
-    """Read local sources once without a tokenizer, so that a bad row is found before anything starts."""
-    for key, path in (("data.path", config.data.path), ("eval.path", config.eval.path)):
-        if not path.startswith(HUB):
-            try:
-                local_file(path)
-            except UserError as error:
-                raise UserError(f"{key}: {error}; name a .jsonl or .parquet file, or hub:owner/name") from error
-
-    def unmeasured(_: Prompt) -> int:
-        return 0
-
-    if not config.data.path.startswith(HUB):
-        load_prompts(config.data, config.rewards.length.on_missing_range, unmeasured)
-    if not config.eval.path.startswith(HUB):
-        load_eval_prompts(config, unmeasured)

@@ -10,6 +10,7 @@ from pathlib import Path
 from launch.memory import GIB, WIDTHS, Term
 from launch.run_folder import run_path
 from launch.shapes import lora_parameters, shape_of
+from launch.stage_table import LEARNING
 from lwz_ray.config import Config
 from lwz_ray.disk import VERSIONS_HELD
 from lwz_ray.errors import UserError
@@ -20,8 +21,8 @@ EXPORT_BYTES = 2
 """Of a parameter in export/, bfloat16."""
 STAGING_FALLBACK = "/tmp"
 """Tried where `weights.staging_dir` has no room."""
-STAGES = ("rl", "train_rm")
-"""Those that write checkpoints."""
+STAGED = "staged weights"
+"""The term of what lies in `weights.staging_dir` while a run goes on."""
 
 
 def disk_terms(config: Config) -> list[Term]:
@@ -60,9 +61,7 @@ def staging_term(config: Config, published: int) -> Term:
     if config.weights.transport == "object_store" and config.cluster.address == "local":
         times += config.actors.replicas
         note += f" and a copy for each of actors.replicas={config.actors.replicas}"
-    return Term(
-        "staged weights", f"{published:,} x {width} B x ({note}) in weights.staging_dir", published * width * times
-    )
+    return Term(STAGED, f"{published:,} x {width} B x ({note}) in weights.staging_dir", published * width * times)
 
 
 def check_staging(config: Config) -> None:
@@ -94,7 +93,7 @@ def check_disk(config: Config) -> None:
 
     What its folder already holds counts as there. A model that is still to be fetched cannot be counted.
     """
-    if config.stage not in STAGES or not _countable(config):
+    if config.stage not in LEARNING or not _countable(config):
         return
     folder = run_path(config.run)
     terms = disk_terms(config)
@@ -112,7 +111,7 @@ def check_disk(config: Config) -> None:
 
 def disk_lines(config: Config) -> list[str]:
     """Return the plan's block about the disk, empty for stages without checkpoints."""
-    if config.stage not in STAGES:
+    if config.stage not in LEARNING:
         return []
     terms = disk_terms(config)
     lines = [f"disk under {config.run.dir} (samples, logs and wandb's files come on top)"]
@@ -177,10 +176,13 @@ def _shapes(path: str) -> dict[str, list[int]]:
     """Return the shape of every weight in a folder's safetensors files; empty where there are none."""
     found: dict[str, list[int]] = {}
     for file in sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []:
-        with file.open("rb") as stream:
-            # The format: eight bytes with the length of the header, which is JSON.
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        found |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+        try:
+            with file.open("rb") as stream:
+                # The format: eight bytes with the length of the header, which is JSON.
+                header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+            found |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+        except (OSError, OverflowError, MemoryError, ValueError, AttributeError, TypeError, KeyError) as error:
+            raise UserError(f"{file}: no safetensors file ({type(error).__name__}); copy or save it again") from error
     return found
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from launch import preflight
+from launch.preflight_disk import check_disk
+from launch.preflight_sequence import check_long_samples
 from launch.shapes import num_labels
 from lwz_ray.config import Config
 from lwz_ray.errors import UserError
@@ -11,7 +13,7 @@ from lwz_ray.preference_data import PairSource, load_pairs, split_pairs
 from lwz_ray.sources import HUB, local_file
 
 
-def check_train_rm(config: Config) -> None:
+def check(config: Config) -> None:
     """Raise UserError on the first thing that would stop the stage later.
 
     With `dry_run` a file of pairs that another stage has yet to write may be missing; one that is there is read.
@@ -20,6 +22,9 @@ def check_train_rm(config: Config) -> None:
     _check_numbers(config)
     _check_model(config)
     _check_pairs(config)
+    check_long_samples(config)
+    if not config.dry_run:
+        check_disk(config)
 
 
 def _check_numbers(config: Config) -> None:

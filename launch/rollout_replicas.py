@@ -6,9 +6,9 @@ from typing import Any, Protocol
 from actors.dispatch import DispatchSettings
 from actors.engine import EngineSettings
 from actors.pool import RolloutPool
-from actors.remote import RolloutActor, stream_of
+from actors.remote import RolloutActor, pieces_of, stream_of
 from actors.repetition_stop import RepetitionRule
-from actors.streams import StreamCall
+from actors.streams import PieceCall, StreamCall
 from launch.cluster import actor_options, started
 from launch.places import Place, Places
 from launch.preflight_disk import STAGING_FALLBACK
@@ -65,6 +65,11 @@ class RolloutReplicas:
     def calls(self) -> dict[str, StreamCall]:
         """How each engine is asked by itself, past the pool."""
         return {name: stream_of(replica.handle) for name, replica in self.replicas.serving.items()}
+
+    @property
+    def piece_calls(self) -> dict[str, PieceCall]:
+        """How each engine is asked for a text that someone reads along, past the pool."""
+        return {name: pieces_of(replica.handle) for name, replica in self.replicas.serving.items()}
 
     def begin(self) -> None:
         """Create the first Ray actors, in the run's bundles; does nothing where the stage has none."""

@@ -38,8 +38,8 @@ from lwz_ray.records import Sample
 
 log = logging.getLogger(__name__)
 
-FINAL_SPLITS = ("eval_after", PAIR_SPLIT)
-"""Samples of an evaluation after training, which every attempt makes anew."""
+FINAL_SPLITS = ("eval_after", PAIR_SPLIT, "curated", "pairs")
+"""Samples that every attempt makes anew: of an evaluation after training, and the examples of what was curated."""
 
 
 def run_path(run: RunConfig) -> Path:
@@ -162,8 +162,8 @@ class RunFolder:
 
         To be called before this attempt's first line. Lines after the step of the checkpoint belong to a history that
         did not survive: they stay, with `"superseded": true`. None: no checkpoint survived, all of them are replaced.
-        A final evaluation is replaced in any case. A line cut by a kill is removed with a warning. The manifest gets
-        `lost_steps`: from the checkpoint to the last step that was logged, or to `reached` where more is known.
+        Samples of FINAL_SPLITS are replaced in any case. A line cut by a kill is removed with a warning. The manifest
+        gets `lost_steps`: from the checkpoint to the last step that was logged, or to `reached` where more is known.
         """
         self.check()
         marked, last = 0, reached

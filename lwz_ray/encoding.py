@@ -37,5 +37,9 @@ class PromptEncoder:
         ids = self._tokenizer(self.text(prompt), add_special_tokens=not self._template.chat)["input_ids"]
         return np.asarray(ids, dtype=np.int32)
 
+    def num_plain_tokens(self, text: str) -> int:
+        """Return the number of tokens of a text by itself, without template and special tokens."""
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def num_tokens(self, prompt: Prompt) -> int:
         return int(self.encode(prompt).shape[0])

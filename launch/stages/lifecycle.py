@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Iterator
+from typing import TextIO
 
 import ray
 
@@ -14,6 +16,8 @@ from launch.summary import Status
 from lwz_ray.config import Config
 from lwz_ray.errors import UserError
 from lwz_ray.failures import BudgetExceededError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -32,9 +36,16 @@ def leased(config: Config) -> Iterator[Lease]:
 class Lifecycle:
     """Runs a stage's work once. The work sets `finished` when it is done, `graceful` while it ends by itself."""
 
-    def __init__(self, config: Config, lease: Lease) -> None:
-        """lease: of the run folder; when another driver takes it, the work is cancelled and nothing more is written."""
+    stops_asked = 0
+    """Runs of this process that were asked to stop: where a run was just done, what would follow it is not begun."""
+
+    def __init__(self, config: Config, lease: Lease, console: TextIO | None = None) -> None:
+        """lease: of the run folder; when another driver takes it, the work is cancelled and nothing more is written.
+
+        console: where `say` writes; None: standard output.
+        """
         self.config = config
+        self._console = console
         self._lease = lease
         self._taken = asyncio.Event()
         self.stop = asyncio.Event()
@@ -49,6 +60,7 @@ class Lifecycle:
 
         Where another driver took the run folder, `end` is not called: the folder's summary is that driver's.
         """
+        before = {number: signal.getsignal(number) for number in SIGNALS}
         self._watch_signals()
         loop = asyncio.get_running_loop()
         self._lease.on_lost = lambda: loop.call_soon_threadsafe(self._taken.set)
@@ -61,13 +73,18 @@ class Lifecycle:
             error = str(problem)
             raise
         except Exception as problem:
-            error = f"{type(problem).__name__}: {problem} (Ray's logs: {self.logs})"
+            error = f"{type(problem).__name__}: {problem}" + (f" (Ray's logs: {self.logs})" if self.logs else "")
             raise
         finally:
+            self._note_signals()
             ray.shutdown()
             self._lease.on_lost = lambda: None
-            if not self._lease.lost:
-                end(status, error)
+            try:
+                if not self._lease.lost:
+                    end(status, error)
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler or signal.SIG_DFL)
         return 130 if status == "interrupted" else 0
 
     def connect(self) -> None:
@@ -77,7 +94,7 @@ class Lifecycle:
         self._watch_signals()
 
     def say(self, text: str) -> None:
-        print(text, flush=True)
+        print(text, file=self._console or sys.stdout, flush=True)
 
     async def _until_stopped(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -93,10 +110,19 @@ class Lifecycle:
 
     def _watch_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             loop.add_signal_handler(number, self._ask_to_stop, signal.Signals(number).name)
+
+    def _note_signals(self) -> None:
+        """Take the signals without the event loop, which stands still while Ray and the trackers are closed."""
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, lambda taken, _: self._ask_to_stop(signal.Signals(taken).name))
 
     def _ask_to_stop(self, name: str) -> None:
         if not self.stop.is_set():
-            self.say(f"{name}: ending after the present step, with a checkpoint")
+            how = "after the present step, with a checkpoint" if self.graceful else "now; what is done is kept"
+            self.say(f"{name}: ending {how}")
             self.stop.set()
+            Lifecycle.stops_asked += 1

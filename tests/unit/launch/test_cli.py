@@ -23,6 +23,14 @@ def test_a_user_error_of_a_stage_is_one_line_and_2(tmp_path: Path, capsys: pytes
     assert printed.err.startswith("error: run.name=none: there is no run folder")
 
 
+@pytest.mark.parametrize("words", [["stage=report"], ["stage=scale", "actors.replicas=2"]])
+def test_a_stage_that_only_looks_has_no_plan(words: list[str], capsys: pytest.CaptureFixture[str]):
+    assert cli.main([*words, "dry_run=true"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: dry_run=true: {words[0]} starts nothing that could be planned; leave it out\n"
+    )
+
+
 def test_an_exceeded_budget_is_one_line_and_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def fail(_: Config) -> None:
         raise BudgetExceededError("rollout_lost: 3 times, failures.max_rollout_losses=2 allows no more")
@@ -75,7 +83,7 @@ def test_help_names_presets_groups_and_stages(capsys: pytest.CaptureFixture[str]
     text = capsys.readouterr().out
     for line in (
         "  rl        train with GRPO",
-        "  template   direct, plain, think",
+        "  template   direct, plain, request, think",
         "  demo_cpu   a 135M model learns",
     ):
         assert line in text

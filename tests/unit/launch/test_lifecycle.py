@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,21 @@ def test_an_exceeded_budget_is_the_reason_by_itself(make_config):
     assert ends == [("failed", "learner_restart: 3 times, failures.max_learner_restarts=2 allows no more")]
     with leased(make_config()) as lease:  # it was given back
         lease.check()
+
+
+def test_a_signal_that_comes_too_late_is_noted_and_the_run_has_completed(make_config):
+    before, asked = signal.getsignal(signal.SIGTERM), Lifecycle.stops_asked
+
+    async def work(life: Lifecycle) -> None:
+        life.finished = True
+
+    def end(status: Status, error: str | None) -> None:
+        signal.raise_signal(signal.SIGTERM)  # the event loop stands still here
+        assert (status, error) == ("completed", None)
+
+    config = make_config()
+    with leased(config) as lease:
+        life = Lifecycle(config, lease)
+        assert asyncio.run(asyncio.wait_for(life.run(lambda: work(life), end), 20.0)) == 0
+    assert Lifecycle.stops_asked == asked + 1
+    assert signal.getsignal(signal.SIGTERM) is before

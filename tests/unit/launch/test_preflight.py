@@ -68,6 +68,21 @@ def test_broken_config(folder: Path):
     assert error_of(folder).startswith(f"model.path: {folder}/policy/config.json is no JSON file (")
 
 
+def test_a_config_that_is_no_object(folder: Path):
+    (folder / "policy" / "config.json").write_text("[1]")
+    assert error_of(folder) == f"model.path: {folder}/policy/config.json holds a list and no JSON object; restore it"
+
+
+def test_a_policy_writes_text(folder: Path):
+    edit_json(folder / "policy" / "config.json", architectures=["LlamaForSequenceClassification"])
+    assert error_of(folder) == (
+        f"model.path='{folder}/policy': LlamaForSequenceClassification is no language model (…ForCausalLM); name a "
+        "folder of one"
+    )
+    edit_json(folder / "policy" / "config.json", architectures=["GPT2LMHeadModel"])
+    check(folder)
+
+
 def test_no_tokenizer(folder: Path):
     (folder / "policy" / "tokenizer.json").unlink()
     assert "has no tokenizer" in error_of(folder)
@@ -141,6 +156,32 @@ def test_used_run_folder(folder: Path):
     )
     check(folder, "run.resume=auto")
     check(folder, "run.name=other")
+
+
+def test_the_folder_of_another_stage_is_left_alone(folder: Path):
+    used = folder / "runs" / "smoke_cpu"
+    used.mkdir(parents=True)
+    (used / "metrics.jsonl").write_text("{}\n")
+    (used / "config.yaml").write_text("stage: evaluate\nrecipe: null\n")
+    assert error_of(folder, "run.resume=auto") == (
+        f"{used} holds a run of stage=evaluate, not stage=rl: choose another run.name"
+    )
+    (used / "config.yaml").write_text("stage: rl\nrecipe: degradations\n")
+    check(folder, "run.resume=auto")
+    (used / "config.yaml").write_text("stage: curate\nrecipe: degradations\n")
+    found = error_of(folder, "run.resume=auto", "stage=curate", "recipe=chat_logs")
+    assert found == f"{used} holds a run of recipe=degradations, not recipe=chat_logs: choose another run.name"
+    for broken in ("a: [", "hello"):
+        (used / "config.yaml").write_text(broken)
+        assert error_of(folder, "run.resume=auto").startswith(f"{used}/config.yaml: ")
+
+
+def test_a_place_that_cannot_be_written(folder: Path):
+    (folder / "file").write_text("")
+    assert error_of(folder, f"run.dir={folder}/file") == (
+        f"run.dir={folder}/file: {folder}/file is a file, so there can be no {folder}/file/smoke_cpu; name a folder"
+    )
+    check(folder, f"run.dir={folder}/file", "dry_run=true")
 
 
 def test_hub_names(folder: Path):

@@ -1,6 +1,7 @@
 """The disk that a run needs: literal sums, and a refusal that shows them."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ def config_of(model: Path, folder: Path, *words: str) -> Config:
 
 def sums(config: Config) -> dict[str, float]:
     return {t.name: t.num_bytes for t in disk_terms(config)}
+
+
+def test_a_broken_weight_file_is_named(tiny_model_dir: Path, tmp_path: Path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, folder)
+    for content in (b"", b"hello, I am no weight file", b"\x02\0\0\0\0\0\0\0[]"):
+        (folder / "model.safetensors").write_bytes(content)
+        with pytest.raises(UserError, match=f"{folder}/model.safetensors: no safetensors file .*; copy or save it"):
+            num_parameters("model.path", str(folder))
 
 
 def test_parameters_are_counted_from_the_files(tiny_model_dir: Path):

@@ -24,6 +24,7 @@ class Method:
 class Handle:
     heartbeat = Method(EngineLoad(0, 0, 0, 0.0, 0, 0, 4096))
     interrupt = Method(None)
+    stream = pieces = Method(None)
 
 
 async def test_an_engine_serves_from_the_moment_at_which_it_takes_part_in_loads(make_config):

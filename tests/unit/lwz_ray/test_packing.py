@@ -43,10 +43,11 @@ def test_samples_of_one_prompt_share_its_tokens() -> None:
 
 
 def test_a_row_knows_which_samples_of_the_list_are_in_it() -> None:
-    samples = [sample([10], [1, 2]), sample([20], [3]), sample([30], [4, 5])]
+    samples = [sample([10], [1, 2], source=3), sample([20], [3], source=4), sample([30], [4, 5], source=5)]
     row = build_microbatch(samples, [[2], [0]])
     assert (row.targets.tolist(), row.sample_of.tolist()) == ([4, 5, 1, 2], [0, 0, 1, 1])
-    assert row.sample_index.tolist() == [2, 0]
+    assert (row.sample_index.tolist(), row.sample_source.tolist()) == ([2, 0], [5, 3])
+    assert build_microbatch(samples, []).sample_source.tolist() == []
 
 
 def test_masked_tokens_are_context_and_never_trained() -> None:

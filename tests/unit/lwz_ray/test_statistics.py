@@ -1,9 +1,9 @@
-"""The paired bootstrap and the bootstrap over clusters, with literal numbers."""
+"""The paired bootstrap, the bootstrap of a mean and the one over clusters, with literal numbers."""
 
 import numpy as np
 import pytest
 
-from lwz_ray.statistics import Interval, bootstrap_ratios, paired_bootstrap, percentile_interval
+from lwz_ray.statistics import Interval, bootstrap_mean, bootstrap_ratios, paired_bootstrap, percentile_interval
 
 
 def test_a_constant_difference_has_no_width():
@@ -86,3 +86,24 @@ def test_columns_keep_their_draw_and_an_empty_one_is_no_number():
 def test_a_cluster_bootstrap_refuses(sums: list[list[float]], counts: list[list[float]], resamples: int):
     with pytest.raises(ValueError, match=r"cluster bootstrap needs|resamples=0"):
         bootstrap_ratios(np.array(sums), np.array(counts), resamples, 1)
+
+
+def test_the_bootstrap_of_a_mean_is_the_paired_one_against_nothing():
+    values = np.array([1.0, 4.0, 4.0, 9.0])
+    assert bootstrap_mean(values, 500, 3) == paired_bootstrap(np.zeros(4), values, 500, 3)
+    # Two values 0 and 1: resampled means are 0, 0.5 and 1, both tails above 2.5%.
+    assert bootstrap_mean(np.array([0.0, 1.0]), 4000, 1) == Interval(0.5, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "resamples", "message"),
+    [
+        ([], 10, "a non-empty 1-D array"),
+        ([[1.0]], 10, "a non-empty 1-D array"),
+        ([1.0, float("inf")], 10, "1 of 2 values are not finite"),
+        ([1.0], 0, "resamples=0"),
+    ],
+)
+def test_refusals_of_the_bootstrap_of_a_mean(values, resamples, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_mean(np.array(values), resamples, 0)
