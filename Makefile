@@ -43,7 +43,7 @@ smoke: setup ## three steps of a random model, every part real (under 2 minutes)
 test-local: ## set-up and the whole test suite (on a GPU where one is visible; DEVICE=cpu|cuda decides)
 	@launch/setup_env.sh --device $(DEVICE) --dev --bench
 	@$(TEST_PY) -m launch.setup_models --out models
-	LWZ_DEVICE=$(DEVICE) $(TEST_PY) -m pytest --durations=25 $(ARGS)
+	LWZ_DEVICE=$(DEVICE) $(TEST_PY) -m tests.suite $(ARGS)
 
 lint: setup-dev ## ruff, pyright and the import rules between rooms
 	.venv/bin/ruff check .

@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 from learners.policy_objective import AGES
+from lwz_ray.benchmarks.longbench_write import DIMENSIONS
+from lwz_ray.benchmarks.texts_measures import MEASURES
 from lwz_ray.config import COMPONENTS
 from lwz_ray.step_metrics import LENGTH_BUCKETS
 
@@ -11,8 +13,15 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "metrics.md"
 ROW = re.compile(r"^\| `([a-z0-9_]+/[a-z0-9_<>]+)` \| (.+) \| (.+) \| (.+) \|$")
 BUCKETS = (*tuple(f"upto_{edge}" for edge in LENGTH_BUCKETS), f"above_{LENGTH_BUCKETS[-1]}")
 AGE_NAMES = tuple(str(age) for age in range(AGES))
-PLACEHOLDERS = {"<reward>": COMPONENTS, "<other>": COMPONENTS, "<bucket>": BUCKETS, "<age>": AGE_NAMES}
-"""One row may stand for a key of each reward component, each bucket of lengths or each age of tokens."""
+BENCHMARKS = ("s_l", "s_l_published", "s_q", "s", "writingbench", "arena_write")
+SCORES = (*BENCHMARKS, *(f"s_q_{name}" for name in DIMENSIONS), *MEASURES)
+SOURCES = ("books", "plans", "pairs")
+"""Sources of texts that tests name; a user chooses others."""
+PLACEHOLDERS = {
+    "<reward>": COMPONENTS, "<other>": COMPONENTS, "<bucket>": BUCKETS, "<age>": AGE_NAMES, "<score>": SCORES,
+    "<source>": SOURCES,
+}  # fmt: skip
+"""One row may stand for a key of each reward component, bucket of lengths, age of tokens, score or source of texts."""
 NO_METRICS = frozenset({"step", "policy_version", "attempt", "time", "superseded"})
 """Fields of a line that say which line it is."""
 

@@ -24,7 +24,7 @@ def test_conf_is_this_repository():
 @pytest.mark.parametrize("file", [f for f in FILES if f != "config.yaml"])
 def test_every_file_composes(file: str):
     group, _, name = file.removesuffix(".yaml").partition("/")
-    config = compose([f"{group}={name}"])
+    config = compose([f"{group}={name}", *(["stage=pipeline"] if group == "pipeline" else [])])
     if group == "run":
         assert config.run.name == name
     else:

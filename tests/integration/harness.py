@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks.run_processes import TITLES, title_of
+
 REPO_ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.05
 TAIL_CHARACTERS = 4000
@@ -142,6 +144,22 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def complete_checkpoints(run_folder: Path) -> list[int]:
     """Return the steps whose checkpoint has its marker, in order."""
     return sorted(int(p.parent.name.removeprefix("step_")) for p in run_folder.glob("checkpoints/step_*/COMPLETE"))
+
+
+def steps_of(folder: Path, attempt: int) -> list[int]:
+    return [r["step"] for r in read_lines(folder / "metrics.jsonl") if r["attempt"] == attempt]
+
+
+def has_more_than_a_checkpoint(folder: Path) -> bool:
+    """Tell whether the first attempt has logged a step beyond a complete checkpoint."""
+    saved = complete_checkpoints(folder)
+    return bool(saved) and max(steps_of(folder, 1)) > saved[-1]
+
+
+def learners_of(driver: Child) -> list[psutil.Process]:
+    """Return the processes of the learner ranks of a run with a local cluster, by the name that Ray gives them."""
+    below = psutil.Process(driver.process.pid).children(recursive=True)
+    return [p for p in below if title_of(p).startswith(TITLES["learner"])]
 
 
 def assert_balanced(groups: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from benchmarks.chaos_run import Soak
 from tests.integration.harness import on_device, read_json, staged_leftovers
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
-KILLS, SEED, STEPS = 5, 38, 90
+KILLS, SEED, STEPS = 5, 38, 60
 
 
 def test_a_run_outlives_the_loss_of_each_of_its_processes(models_dir: Path, tmp_path: Path, device: str) -> None:

@@ -21,7 +21,6 @@ from lwz_ray.config import Config
 from lwz_ray.packing import split_over_ranks
 from lwz_ray.records import Completion, TrainSample
 from lwz_ray.staging import read_header
-from tests.integration.harness import complete_checkpoints, on_device, read_lines, run_words, succeed
 from tests.learner_parts import meeting_address
 from tests.rollout_parts import collect, samples_of
 from tests.weight_parts import InProcess, PublishingRank
@@ -142,15 +141,3 @@ async def test_a_damaged_adapter_leaves_a_dirty_engine_until_a_whole_update(
     await publish(vllm_worker, trainer)
     trainer.export(str(tmp_path))
     assert mean_distance(tmp_path, await written(vllm_worker, seed=4)) < AGREE_NATS
-
-
-@pytest.mark.ray
-def test_a_run_trains_adapters(models_dir: Path, tmp_path: Path, device: str) -> None:
-    words = run_words(models_dir, tmp_path, "adapters", "lora=r16", "steps=2", "max_staleness=0", "eval.num_prompts=2")
-    succeed([*words, *on_device(device)], tmp_path / "run.log")
-    folder = tmp_path / "adapters"
-    steps = [line for line in read_lines(folder / "metrics.jsonl") if "train/mismatch" in line]
-    assert len(steps) == 2 and all(0 < line["train/mismatch"] < 0.05 for line in steps)
-    assert complete_checkpoints(folder) == [2]
-    (adapter,) = folder.rglob("adapter_model.safetensors")
-    assert (adapter.parents[1] / "model.safetensors").is_file()

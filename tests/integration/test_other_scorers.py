@@ -1,4 +1,7 @@
-"""A run that a judge steers and a function watches: the judge goes away half-way, and the run goes on without it."""
+"""A run that a judge steers and a function watches: the judge goes away half-way, and the run goes on without it.
+
+It trains adapters, which reach the engine over Ray's object store.
+"""
 
 import asyncio
 from pathlib import Path
@@ -6,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from tests.integration.harness import assert_balanced, on_device, read_json, read_lines, run, run_words
+from tests.integration.harness import (
+    assert_balanced,
+    complete_checkpoints,
+    on_device,
+    read_json,
+    read_lines,
+    run,
+    run_words,
+)
 from tests.metric_docs import undocumented
 from tests.unit.rewards.judge_server import GOOD, JudgeServer, Reply, serve
 
@@ -21,14 +32,14 @@ def by_length(texts: dict[str, str]) -> dict[str, Any]:
     return {"reason": "counted", "score": 1 + len(texts["ANSWER"]) % 10}
 
 
-async def test_judge_function_and_drift_in_a_run(models_dir: Path, tmp_path: Path, device: str) -> None:
+async def test_judge_function_and_drift_in_a_run_of_adapters(models_dir: Path, tmp_path: Path, device: str) -> None:
     (tmp_path / "my_rewards.py").write_text(FUNCTION)
     async with serve(JudgeServer([GOOD] * ANSWERED + [Reply(status=500)], by_length)) as server:
         words = run_words(
             models_dir, tmp_path / "runs", "judged", "steps=3", "eval.every_steps=1", "max_staleness=0",
             f"judge.base_url={server.base_url}", "judge.model=judge-model", "judge.api_key_env=MY_JUDGE_KEY",
             "judge.max_retries=0", "rewards.weights.judge=1", "rewards.function.path=my_rewards:vowels",
-            "watch.second_scorer=function", *on_device(device),
+            "watch.second_scorer=function", "lora=r16", "weights.transport=object_store", *on_device(device),
         )  # fmt: skip
         environ = {"PYTHONPATH": str(tmp_path), "MY_JUDGE_KEY": "sk-canary-52ad90b1"}
         done = await asyncio.to_thread(run, words, tmp_path / "run.txt", 300.0, environ)
@@ -47,5 +58,10 @@ async def test_judge_function_and_drift_in_a_run(models_dir: Path, tmp_path: Pat
     assert "eval/drift" in lines[0] and isinstance(summary["eval"]["drift"], float)
     assert summary["eval"]["failures"]["after"] == {"judge": 4}
     assert not {key for line in lines for key in undocumented(line)}
+    assert all(0 < line["train/mismatch"] < 0.05 for line in lines)
+    assert last["weights/bytes"] == 155_648  # see test_lora: adapters alone
+    assert complete_checkpoints(folder) == [2, 3]
+    (adapter,) = folder.rglob("adapter_model.safetensors")
+    assert (adapter.parents[1] / "model.safetensors").is_file()
     for file in folder.glob("*.json*"):
         assert "sk-canary" not in file.read_text(encoding="utf-8")

@@ -1,10 +1,12 @@
-"""One run ended by SIGTERM, continued, killed outright, and continued to its end, beside one that nothing disturbed.
+"""One run ended by SIGTERM, continued, bereft of a learner rank, killed outright, and continued to its end.
 
-All are synchronous (max_staleness=0) and in float32, so that a step's texts depend on seeds and weights alone.
+Beside it runs one that nothing disturbs. Both are synchronous (max_staleness=0) and in float32, so that a step's texts
+depend on seeds and weights alone.
 """
 
 import itertools
 import json
+import re
 import shutil
 import signal
 from dataclasses import dataclass
@@ -17,10 +19,12 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from benchmarks.run_processes import is_agent
 from tests.integration.harness import (
     Finished,
     assert_balanced,
     complete_checkpoints,
+    learners_of,
     on_device,
     read_json,
     read_lines,
@@ -28,11 +32,12 @@ from tests.integration.harness import (
     run_words,
     staged_leftovers,
     start,
+    steps_of,
     succeed,
 )
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
-STEPS = 6
+STEPS = 10
 WORDS = (
     f"steps={STEPS}",
     "max_staleness=0",
@@ -47,6 +52,7 @@ WORDS = (
     "optimizer.lr=0.01",
     "rewards.writing.path=null",
     "eval.num_prompts=2",
+    "failures.heartbeat_every_s=1",
     "tracking.progress=false",
 )
 SAME = ("rollout/mean_words", "rewards/length", "rewards/total", "train/tokens", "groups/admitted", "groups/trained")
@@ -57,15 +63,21 @@ RELATIVE = 1e-5
 
 @dataclass(frozen=True)
 class Story:
-    """What each attempt left at its end: the status, its summary, and the steps with a complete checkpoint."""
+    """What was seen of three drivers: ended by SIGTERM, killed after it had lost a learner rank, and the last one."""
 
     folder: Path
+    refused: Finished
+    """A driver that came while the first one ran."""
+    first_driver: int
     interrupted: Finished
     first_summary: dict[str, Any]
     first_checkpoints: list[int]
+    ranks: list[int]
+    """The processes of the second attempt's ranks; the last one was killed."""
     checkpoints_at_kill: list[int]
-    logged_at_kill: int
+    second: Finished
     orphans: list[int]
+    third: Finished
     left_at_end: set[str]
 
 
@@ -82,43 +94,49 @@ def undisturbed(place: Path, models_dir: Path, device: str) -> Path:
     return place / "undisturbed"
 
 
-def steps_of(folder: Path, attempt: int) -> list[int]:
-    return [r["step"] for r in read_lines(folder / "metrics.jsonl") if r["attempt"] == attempt]
-
-
 @pytest.fixture(scope="module")
 def story(place: Path, models_dir: Path, device: str) -> Story:
-    """Run three attempts in one folder: SIGTERM after a step, SIGKILL after two more, and the rest."""
+    """Run four attempts in one folder: the third by the driver of the second, when its learners were started again."""
     folder, staged = place / "disturbed", staged_leftovers()
     words = run_words(models_dir, place, "disturbed", *WORDS, "run.resume=auto", *on_device(device))
     first = start(words, place / "first.txt")
+    first.wait_until(lambda: (folder / "manifest.json").exists(), 60, "the run folder")
+    refused = run(words, place / "refused.txt", timeout_s=60)
     first.wait_until(lambda: 1 in steps_of(folder, 1), 150, "step 1")
     first.send(signal.SIGTERM)
     interrupted = first.finish(60)
     summary, checkpoints = read_json(folder / "summary.json"), complete_checkpoints(folder)
-    reached = summary["steps"]
 
     second = start(words, place / "second.txt")
-    second.wait_until(lambda: checkpoint_and_one_more(folder, 2, reached), 150, "a step after a new checkpoint")
+    second.wait_until(lambda: checkpoint_and_one_more(folder, 2, checkpoints[-1]), 150, "a step after a new checkpoint")
+    ranks = learners_of(second)
+    ranks[-1].kill()
+    second.wait_until(lambda: bool(steps_of(folder, 3)), 150, "a step of the learners that were started again")
+    back = read_json(folder / "manifest.json")["resumed_from_step"]
+    second.wait_until(lambda: checkpoint_and_one_more(folder, 3, back), 150, "a step after another checkpoint")
     descendants = [p for p in psutil.Process(second.process.pid).children(recursive=True) if not is_agent(p)]
     second.send(signal.SIGKILL)
-    second.finish(30)
+    killed = second.finish(30)
     _, orphans = psutil.wait_procs(descendants, timeout=60)
-    at_kill, logged = complete_checkpoints(folder), max(steps_of(folder, 2))
-    succeed(words, place / "third.txt")
-    left = staged_leftovers() - staged
-    return Story(folder, interrupted, summary, checkpoints, at_kill, logged, [p.pid for p in orphans], left)
-
-
-def is_agent(process: psutil.Process) -> bool:
-    """Tell Ray's own agents, which look for their parent only now and then, from what this project starts."""
-    return any("Agent" in word for word in process.cmdline())
+    at_kill = complete_checkpoints(folder)
+    third = succeed(words, place / "third.txt")
+    return Story(
+        folder, refused, first.process.pid, interrupted, summary, checkpoints, [p.pid for p in ranks], at_kill, killed,
+        [p.pid for p in orphans], third, staged_leftovers() - staged,
+    )  # fmt: skip
 
 
 def checkpoint_and_one_more(folder: Path, attempt: int, reached: int) -> bool:
-    """Tell whether an attempt has logged a step beyond a checkpoint of its own."""
+    """Tell whether an attempt has logged a step beyond a checkpoint of its own; reached: the step where it began."""
     saved = [s for s in complete_checkpoints(folder) if s > reached]
     return bool(saved) and max(steps_of(folder, attempt), default=0) > saved[-1]
+
+
+def test_a_second_driver_is_refused(story: Story):
+    assert story.refused.returncode == 2
+    (line,) = story.refused.lines("error: ")
+    assert line.startswith(f"error: {story.folder} is in use by process {story.first_driver} on ")
+    assert "run.lease_timeout_s=60 seconds" in line
 
 
 def test_sigterm_ends_with_a_usable_checkpoint(story: Story):
@@ -133,35 +151,58 @@ def test_sigterm_ends_with_a_usable_checkpoint(story: Story):
     assert (story.folder / "summary.attempt-1.json").exists()
 
 
-def test_a_killed_run_continues_to_its_end(story: Story):
-    summary = read_json(story.folder / "summary.json")
-    assert (summary["status"], summary["steps"], summary["attempt"]) == ("completed", STEPS, 3)
-    assert summary["groups"] == {"admitted": 2 * STEPS, "trained": 2 * STEPS, "dropped": {}, "in_flight": 0}
+def test_learners_that_lost_a_rank_come_back_as_another_attempt(story: Story):
+    (lost,) = [line for line in story.second.output.splitlines() if "starting the learners again" in line]
     manifest = read_json(story.folder / "manifest.json")
-    assert (manifest["attempt"], manifest["resumed_from_step"]) == (3, story.checkpoints_at_kill[-1])
-    assert [a["attempt"] for a in manifest["earlier_attempts"]] == [1, 2]
-    assert manifest["earlier_attempts"][1]["resumed_from_step"] == story.first_checkpoints[-1]
+    first, second, third = manifest["earlier_attempts"]
+    assert (first["attempt"], second["attempt"], third["attempt"], manifest["attempt"]) == (1, 2, 3, 4)
+    assert re.fullmatch(r"learner rank [01] was lost: The actor is dead because .* End of file\.", third["reason"])
+    assert lost == f"{third['reason']}; starting the learners again, from step_{third['resumed_from_step']:06d}"
+    assert second["resumed_from_step"] == story.first_checkpoints[-1] < third["resumed_from_step"]
+    assert not any("reason" in entry for entry in (first, second, manifest))  # those began with a driver
+    (warning,) = [r for r in read_lines(story.folder / "warnings.jsonl") if r["source"] == "learner_restart"]
+    assert (warning["attempt"], warning["message"]) == (2, third["reason"])
+    assert not any(psutil.pid_exists(pid) for pid in story.ranks)
+
+
+def test_a_killed_run_continues_at_once_to_its_end(story: Story):
+    assert "waiting up to" not in story.third.output
+    summary = read_json(story.folder / "summary.json")
+    assert (summary["status"], summary["steps"], summary["attempt"]) == ("completed", STEPS, 4)
+    assert summary["policy_version"] == STEPS
+    assert summary["groups"] == {"admitted": 2 * STEPS, "trained": 2 * STEPS, "dropped": {}, "in_flight": 0}
+    assert summary["failures"] == {"infrastructure": {}, "data": {}, "bug": {}}  # of the last job
+    assert (len(summary["probe"]["engines"]), summary["probe"]["off"]) == (1, [])
+    manifest = read_json(story.folder / "manifest.json")
+    assert manifest["resumed_from_step"] == story.checkpoints_at_kill[-1]
+    assert (summary["restarts"], summary["lost_steps"]) == (
+        1, manifest["lost_steps"] + manifest["earlier_attempts"][2]["lost_steps"],
+    )  # fmt: skip
     assert (story.folder / "export" / "model.safetensors").exists()
 
 
-def test_lines_of_the_lost_history_are_marked(story: Story):
+def test_lines_of_the_lost_history_are_marked_and_counted(story: Story):
     rows = read_lines(story.folder / "metrics.jsonl")
-    survivors = [r["step"] for r in rows if not r.get("superseded")]
-    assert survivors == list(range(1, STEPS + 1))
-    lost = [(r["step"], r["attempt"]) for r in rows if r.get("superseded")]
-    newest = story.checkpoints_at_kill[-1]
-    assert lost == [(s, 2) for s in range(newest + 1, story.logged_at_kill + 1)]
-    assert lost
+    assert [r["step"] for r in rows if not r.get("superseded")] == list(range(1, STEPS + 1))
+    manifest = read_json(story.folder / "manifest.json")
+    for attempt, after in ((2, manifest["earlier_attempts"][2]), (3, manifest)):
+        lost = [r["step"] for r in rows if r.get("superseded") and r["attempt"] == attempt]
+        assert lost == list(range(after["resumed_from_step"] + 1, max(steps_of(story.folder, attempt)) + 1))
+        assert lost
+        # A step whose metrics were not written any more is lost too.
+        assert after["lost_steps"] in (len(lost), len(lost) + 1)
+    assert {r["attempt"] for r in rows if r.get("superseded")} == {2, 3}
     samples = [r for r in read_lines(story.folder / "samples.jsonl") if not r.get("superseded")]
     once = [(r["group_id"], r["sample_index"]) for r in samples if r["split"] == "train"]
     assert sorted(once) == [(g, i) for g in range(2 * STEPS) for i in range(4)]
+    assert [r["split"] for r in samples].count("eval_before") == 2
 
 
 def test_every_step_is_what_it_would_have_been(story: Story, undisturbed: Path):
-    """The next step's loss after each resume, and every other step, equal those of the run that nothing disturbed."""
+    """The next step's loss after each return, and every other step, equal those of the run that nothing disturbed."""
     expected = {r["step"]: r for r in read_lines(undisturbed / "metrics.jsonl")}
     found = {r["step"]: r for r in read_lines(story.folder / "metrics.jsonl") if not r.get("superseded")}
-    assert {r["attempt"] for r in found.values()} == {1, 2, 3}
+    assert {r["attempt"] for r in found.values()} == {1, 2, 3, 4}
     for step in range(1, STEPS + 1):
         assert {k: found[step][k] for k in SAME} == {k: expected[step][k] for k in SAME}, step
         assert texts_of(story.folder, step) == texts_of(undisturbed, step), step
@@ -214,4 +255,4 @@ def test_a_checkpoint_of_another_model_is_refused(story: Story, models_dir: Path
         f"error: run.resume=auto: {newest} was written by another model (hidden_size 128 there, 64 here); "
         "set model.path to that model or choose another run.name"
     ]
-    assert len(read_json(place / "other" / "manifest.json")["earlier_attempts"]) == 2
+    assert len(read_json(place / "other" / "manifest.json")["earlier_attempts"]) == 3

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def commands(text: str) -> Iterator[list[str]]:
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if "lwz_ray.main" in words:
-                yield words[words.index("lwz_ray.main") + 1 :]
+                own = words[words.index("lwz_ray.main") + 1 :]
+                yield list(takewhile(lambda word: word not in (">", "|"), own))
             elif words[:1] == ["make"] and {"demo", "smoke"} & set(words):
                 yield [w for word in words if word.startswith("ARGS=") for w in word.removeprefix("ARGS=").split()]
 
