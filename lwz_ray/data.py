@@ -16,7 +16,7 @@ from lwz_ray.errors import UserError
 from lwz_ray.ranges import read_length_range
 from lwz_ray.records import Prompt
 from lwz_ray.sources import BadRow, Row, read_rows
-from lwz_ray.text import detect_language
+from lwz_ray.text import detect_language, half_character
 
 LEFT_OUT = ("bad_rows", "other_language", "unfulfillable", "missing_range", "too_long")
 LANGUAGES = {"en": "en", "english": "en", "zh": "zh", "chinese": "zh", "zh-cn": "zh", "zh-tw": "zh", "zh-hans": "zh"}
@@ -126,6 +126,8 @@ def _to_prompt(row: Row, index: int, data: DataConfig, seen: dict[str, str]) -> 
     text = content[columns.prompt]
     if not isinstance(text, str) or not text.strip():
         raise _BadRowError(f"{columns.prompt}={_short(text)}: a request needs text")
+    if (at := half_character(text)) is not None:
+        raise _BadRowError(f"{columns.prompt} has half a character at place {at}, which no tokenizer takes")
     length_range = _parse_range(_value(content, columns.length_range), columns)
     language = _language(_value(content, columns.language), text)
     reference = _value(content, columns.reference)

@@ -124,6 +124,7 @@ def test_every_row_left_out_is_counted(tmp_path: Path):
         ({"text": "x"}, "line 2: no column 'prompt' among ['text'] (data.columns.prompt names it)"),
         ({"prompt": " "}, "line 2: prompt=' ': a request needs text"),
         ({"prompt": 5}, "line 2: prompt=5: a request needs text"),
+        ('{"prompt": "ab\\ud83d"}', "line 2: prompt has half a character at place 3, which no tokenizer takes"),
         ({"prompt": "x", "length_range": [5]}, "line 2: length_range=[5]: needs two integers [low, high]"),
         ({"prompt": "x", "length_range": [5, True]}, "line 2: length_range=[5, True]: needs two integers [low, high]"),
         ({"prompt": "x", "length_range": [9, 5]}, "line 2: length_range=[9, 5]: needs 0 < low <= high"),
