@@ -113,4 +113,12 @@ def free_ports(count: int) -> list[int]:
 def holders_of(token: str, folder: Path) -> list[str]:
     """Return the files below a folder that hold the token; sockets and pipes hold nothing."""
     files = [p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()]
-    return [str(p) for p in files if token.encode() in p.read_bytes()]
+    return [str(p) for p in files if token.encode() in _content(p)]
+
+
+def _content(file: Path) -> bytes:
+    """Return what is in a file; nothing where it is gone: Ray renames its temporary files at any moment."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return b""
